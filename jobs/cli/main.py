@@ -1,0 +1,243 @@
+"""The command ``stillhouse``.
+
+Heavy libraries are imported inside the commands: ``stillhouse --help`` answers at once. Data goes to stdout, progress and
+errors to stderr; what a user is meant to read comes without a traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stillhouse.pipeline.errors import ExitCode, StillhouseError
+
+app = typer.Typer(
+    name="stillhouse",
+    help="Distil a large reasoning model into a small one: verified traces, LoRA over 4-bit weights, a validated 4-bit "
+    "checkpoint.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+bench_app = typer.Typer(help="Measure speed and memory against named peers.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(bench_app, name="bench")
+
+RecipeArgument = Annotated[str, typer.Argument(help="A shipped recipe's name (see `stillhouse recipes`) or a YAML file.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set train.num_steps=50. Repeatable.")]
+OutOption = Annotated[Path | None, typer.Option("--out", help="The run's folder. Default: runs/<recipe's name>.")]
+AddressOption = Annotated[str | None, typer.Option("--address", help="Ray cluster to join. Default: a local Ray.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
+
+OUTCOMES = (
+    "Exit codes: 0 pass, 1 gate failed or nothing kept, 2 usage or recipe, 3 inconclusive, 4 infrastructure, 5 integrity."
+)
+
+
+def _recipe(name: str, overrides: list[str] | None) -> Any:
+    from stillhouse.jobs.recipe import load_recipe
+
+    return load_recipe(name, overrides or ())
+
+
+def _walk(
+    command: str, recipe: str, overrides: list[str] | None, out: Path | None, address: str | None, quiet: bool, as_json: bool
+) -> int:
+    """Run a recipe's stages for one command and print what came of it; returns the exit code."""
+    loaded = _recipe(recipe, overrides)
+    from stillhouse.jobs.progress import make_reporter
+    from stillhouse.jobs.runner import run_recipe
+
+    folder = out or Path("runs", loaded.name)
+    report = run_recipe(loaded, folder, make_reporter(quiet=quiet), address=address, command=command)
+    if report is None:
+        manifests = sorted(Path(folder, "stages").glob("*.json"), key=lambda path: path.stat().st_mtime)
+        stages = {path.stem: json.loads(path.read_text())["counts"] for path in manifests}
+        if as_json:
+            print(json.dumps({"run": str(folder), "stages": stages}, indent=2))
+        else:
+            for name, counts in stages.items():
+                shown = ", ".join(f"{key.removeprefix('num_')} {value:g}" for key, value in counts.items())
+                print(f"{name:12} {shown}")
+        return int(ExitCode.PASS)
+    if as_json:
+        print(report.model_dump_json(indent=2))
+    else:
+        from stillhouse.pipeline.report import summary_table
+
+        print(summary_table(report))
+        print(f"\nreport      {folder / 'report.html'}\ncheckpoint  {folder / report.checkpoint}")
+    return int(report.exit_code)
+
+
+def _stage_command(command: str, help_text: str) -> None:
+    def call(
+        recipe: RecipeArgument,
+        overrides: SetOption = None,
+        out: OutOption = None,
+        address: AddressOption = None,
+        quiet: QuietOption = False,
+        as_json: JsonOption = False,
+    ) -> int:
+        return _walk(command, recipe, overrides, out, address, quiet, as_json)
+
+    app.command(command, help=help_text, epilog=OUTCOMES)(call)
+
+
+_stage_command("run", "Distil: every stage of a recipe, from its problems to the report. Run it again to go on after a stop.")
+_stage_command("generate", "Load the problems and let the teacher write its traces; only what is not committed yet.")
+_stage_command("filter", "Verify, filter and select the committed traces. Costs no teacher token.")
+_stage_command("train", "Render the kept traces into checked examples and train the LoRA adapter.")
+_stage_command("quantize", "Merge the adapter and write the 4-bit checkpoint.")
+_stage_command("validate", "Measure base, 16-bit student and emitted checkpoint, and let the gate judge.")
+_stage_command("report", "Judge the committed evaluations again and write report.json and report.html.")
+
+
+@app.command(epilog="Exit codes: 0 sound, 5 not what its manifest says.")
+def check(
+    folder: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
+    as_json: JsonOption = False,
+) -> int:
+    """Check an emitted checkpoint folder: files, manifest, safetensors headers, shapes, scales, tokenizer. No model is run."""
+    from dataclasses import asdict
+
+    from stillhouse.pipeline.errors import RecipeError
+    from stillhouse.pipeline.integrity import check_checkpoint
+
+    if not folder.is_dir():
+        raise RecipeError(f"{folder} is not a folder; give one that `stillhouse quantize` wrote")
+    report = check_checkpoint(folder)
+    if as_json:
+        print(json.dumps(asdict(report), indent=2))
+    else:
+        print("\n".join(report.problems) or f"{folder} is sound: {report.files} files, {report.tensors} tensors")
+    return int(ExitCode.PASS if report.ok else ExitCode.INTEGRITY)
+
+
+@app.command()
+def recipes(as_json: JsonOption = False) -> int:
+    """List the shipped recipes."""
+    from stillhouse.jobs.recipe import shipped_recipes
+
+    found = shipped_recipes()
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        width = max(map(len, found))
+        print("\n".join(f"{name:{width}}  {description}" for name, description in found.items()))
+    return int(ExitCode.PASS)
+
+
+@app.command()
+def schema() -> int:
+    """Print the recipe's JSON schema."""
+    from stillhouse.jobs.recipe import recipe_json_schema
+
+    print(json.dumps(recipe_json_schema(), indent=2))
+    return int(ExitCode.PASS)
+
+
+@app.command()
+def plan(recipe: RecipeArgument, overrides: SetOption = None, as_json: JsonOption = False) -> int:
+    """Explain what a recipe would do, and what it would cost, without doing it."""
+    from dataclasses import asdict
+
+    from stillhouse.jobs import plan as planning
+
+    made = planning.plan(_recipe(recipe, overrides))
+    print(json.dumps(asdict(made), indent=2) if as_json else planning.render_text(made))
+    return int(ExitCode.PASS)
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> int:
+    """Say what works on this machine, in words."""
+    from dataclasses import asdict
+
+    from stillhouse.jobs import doctor as examination
+
+    findings = examination.diagnose()
+    print(json.dumps([asdict(finding) for finding in findings], indent=2) if as_json else examination.render_text(findings))
+    return int(ExitCode.PASS)
+
+
+@app.command(epilog=OUTCOMES + " With --follow these are the job's own.")
+def submit(
+    recipe: RecipeArgument,
+    address: Annotated[str, typer.Option("--address", help="The cluster's dashboard, for example http://127.0.0.1:8265.")],
+    out: Annotated[str, typer.Option("--out", help="The run's folder: an absolute path that every node sees.")],
+    overrides: SetOption = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Stream the job's output and return its exit code.")] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Send a run to a Ray cluster as a job; the package travels with it."""
+    from stillhouse.jobs.submit import submit as send
+
+    def show(text: str) -> None:
+        print(text, end="", file=sys.stderr if as_json else sys.stdout, flush=True)
+
+    job_id, code = send(_recipe(recipe, overrides), address=address, out=out, follow=follow, show=show)
+    if as_json:
+        print(json.dumps({"job_id": job_id, "exit_code": code if follow else None}))
+    elif not follow:
+        print(f"{job_id}\nfollow it with: ray job logs --address {address} --follow {job_id}")
+    return code
+
+
+@bench_app.command("kernels")
+def bench_kernels(as_json: JsonOption = False) -> int:
+    """4-bit linear layers against bitsandbytes and torch dense, in one process: ratios of medians."""
+    from stillhouse.kernels.bench.linear import main as measure
+
+    measure(as_json=as_json)
+    return int(ExitCode.PASS)
+
+
+def _quiet_libraries() -> None:
+    """Their progress bars and hints are for notebooks; a user's own setting stays."""
+    for name, value in {
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TRAIN_V2_ENABLED": "1",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def main() -> None:
+    """Entry point: turns what was raised into one sentence and the exit code that belongs to it."""
+    from click.exceptions import ClickException
+    from typer.main import get_command
+
+    _quiet_libraries()
+    try:
+        code = get_command(app).main(standalone_mode=False)
+    except StillhouseError as error:
+        print(f"stillhouse: {error}", file=sys.stderr)
+        code = error.exit_code
+    except ClickException as error:
+        error.show()
+        code = ExitCode.USAGE
+    except KeyboardInterrupt:
+        print("stillhouse: interrupted; what is committed stays, the same command goes on from there", file=sys.stderr)
+        code = ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        code = ExitCode.PASS
+    except Exception:  # a defect of ours: shown whole, under a code that no verdict uses
+        import traceback
+
+        traceback.print_exc()
+        print("stillhouse: this is a defect; please report it with the lines above", file=sys.stderr)
+        code = ExitCode.INFRASTRUCTURE
+    sys.exit(int(code or 0))
+
+
+if __name__ == "__main__":
+    main()

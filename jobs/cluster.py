@@ -1,0 +1,89 @@
+"""Ray: start a local one or join a cluster, and turn what its processes raise back into what they meant.
+
+Only ``jobs`` imports ray, and only here and in the files beside it that put work on it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from stillhouse.pipeline.errors import ClusterError, StillhouseError
+
+OBJECT_STORE_MB = 256
+"""Shared memory of a local Ray unless the recipe says otherwise: traces are text, and small."""
+
+
+@contextmanager
+def ray_session(address: str | None, *, object_store_mb: int | None = None, num_cpus: float | None = None) -> Iterator[Any]:
+    """Ray for the time of a run: the cluster at ``address``, or a local one that ends with the block.
+
+    Args:
+        address: ``None`` starts a local Ray with this machine's cores; ``auto`` or ``host:port`` joins a cluster.
+        object_store_mb: shared memory of a local Ray, MiB.
+        num_cpus: cores that a local Ray may hand out; a recipe whose actors ask for more than the machine has gets them
+            time-sliced rather than never.
+
+    Raises:
+        ClusterError: there is no Ray at that address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's own retries would hide a task that dies for want of memory; ours say what happened.
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    import ray
+
+    already = ray.is_initialized()
+    if not already:
+        settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": "stillhouse"}
+        if address is None:
+            settings["num_cpus"] = max(num_cpus or 0, os.cpu_count() or 1)
+            settings["include_dashboard"] = False
+            settings["object_store_memory"] = (object_store_mb or OBJECT_STORE_MB) << 20
+        else:
+            settings["address"] = address
+        try:
+            ray.init(**settings)
+        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+            where = "a local Ray could not be started" if address is None else f"there is no Ray cluster at {address!r}"
+            raise ClusterError(
+                f"{where} ({first_line(error)}); start one with `ray start --head`, or leave --address away for a local run"
+            ) from error
+    try:
+        yield ray
+    finally:
+        if not already:
+            ray.shutdown()
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type where it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def meant_error(error: BaseException) -> StillhouseError:
+    """What a failure on a worker means to the user: the StillhouseError inside it, or a ClusterError that names it."""
+    seen: set[int] = set()
+    waiting: list[BaseException] = [error]
+    deepest = error
+    while waiting:
+        current = waiting.pop(0)
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        # Ray raises a class made on the fly that is both its own and the cause's: the cause itself reads better.
+        cause = getattr(current, "cause", None)
+        if isinstance(cause, BaseException):
+            waiting.insert(0, cause)
+        elif isinstance(current, StillhouseError):
+            return current
+        else:
+            deepest = current
+        failures = getattr(current, "worker_failures", None)
+        if isinstance(failures, dict):
+            waiting += [failure for failure in failures.values() if isinstance(failure, BaseException)]
+        waiting += [inner for inner in (current.__cause__, current.__context__) if inner is not None]
+    return ClusterError(f"a Ray worker failed: {type(deepest).__name__}: {first_line(deepest)}")

@@ -1,0 +1,165 @@
+"""Completions on Ray: a pool of actors, each with a model in it, and work handed to whichever is free.
+
+`GeneratorSpec` says which model and how it is run; `GeneratorPool` starts the actors and yields batches as they finish,
+in whatever order they finish. The teacher's traces and every evaluation go through the same pool.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from stillhouse.jobs.cluster import meant_error
+from stillhouse.pipeline.errors import ClusterError
+from stillhouse.pipeline.records import Completion, Sampling
+
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorSpec:
+    """What one actor loads.
+
+    Args:
+        kind: ``transformers`` (in process), ``vllm`` (an engine in the actor) or ``endpoint`` (an HTTP client).
+        model: folder, hub name, or the endpoint's name for the model.
+        batch_size: completions under way at once in one actor.
+        num_gpus: GPUs one actor asks Ray for.
+    """
+
+    kind: Literal["transformers", "vllm", "endpoint"]
+    model: str
+    revision: str | None = None
+    dtype: str = "bfloat16"
+    batch_size: int = 16
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    base_url: str = ""
+    api_key_env: str | None = None
+    tensor_parallel: int = 1
+    max_model_len: int | None = None
+    gpu_memory_utilization: float = 0.9
+
+
+def build_generator(spec: GeneratorSpec) -> Any:
+    """Load what ``spec`` names, in this process. The result has ``complete(prompts, seeds, sampling)``."""
+    if spec.kind == "endpoint":
+        from stillhouse.teachers.endpoint import EndpointGenerator
+
+        return EndpointGenerator(spec.base_url, spec.model, api_key_env=spec.api_key_env, max_concurrent=spec.batch_size)
+    if spec.kind == "vllm":
+        from stillhouse.teachers.vllm_engine import VllmGenerator
+
+        return VllmGenerator(
+            spec.model,
+            dtype=spec.dtype,
+            revision=spec.revision,
+            tensor_parallel=spec.tensor_parallel,
+            max_model_len=spec.max_model_len,
+            gpu_memory_utilization=spec.gpu_memory_utilization,
+        )
+    from stillhouse.teachers.local import TransformersGenerator
+
+    return TransformersGenerator(spec.model, dtype=spec.dtype, batch_size=spec.batch_size, revision=spec.revision)
+
+
+class _GeneratorActor:
+    """Lives in a Ray worker; holds one loaded generator."""
+
+    def __init__(self, spec: GeneratorSpec, num_threads: int):
+        if spec.kind == "transformers":
+            import torch
+
+            torch.set_num_threads(num_threads)
+        self.generator = build_generator(spec)
+
+    def ready(self) -> bool:
+        return True
+
+    def complete(self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling) -> tuple[list[Completion], float]:
+        started = time.monotonic()
+        completions = self.generator.complete(prompts, seeds, sampling)
+        return completions, time.monotonic() - started
+
+
+class GeneratorPool:
+    """``num_actors`` Ray actors with the same model. Use as a context manager; actors end with it.
+
+    A dead actor is started again up to ``restarts`` times, and the batch it had is handed out again.
+    """
+
+    def __init__(self, ray: Any, spec: GeneratorSpec, *, num_actors: int, restarts: int = 2):
+        self._ray = ray
+        self._spec = spec
+        threads = max(1, round(spec.num_cpus))
+        actor_class = ray.remote(num_cpus=spec.num_cpus, num_gpus=spec.num_gpus, max_restarts=restarts)(_GeneratorActor)
+        self._actors = [actor_class.remote(spec, threads) for _ in range(num_actors)]
+
+    def __enter__(self) -> GeneratorPool:
+        try:
+            self._ray.get([actor.ready.remote() for actor in self._actors])
+        except Exception as error:  # whatever a worker raises while it loads: said in the user's terms
+            self.__exit__()
+            raise meant_error(error) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for actor in self._actors:
+            self._ray.kill(actor)
+
+    def map(
+        self,
+        batches: Iterable[Batch],
+        *,
+        prompts: Callable[[Batch], Sequence[str]],
+        seeds: Callable[[Batch], Sequence[int]],
+        sampling: Sampling,
+        before: Callable[[Batch], None] | None = None,
+        attempts: int = 3,
+    ) -> Iterator[tuple[Batch, list[Completion], float]]:
+        """Complete batches; yields ``(batch, completions, seconds)`` as each finishes.
+
+        One batch an actor is under way, so that a crash of everything loses at most ``num_actors`` batches.
+
+        Args:
+            before: called when a batch is about to be handed out, for a ledger.
+            attempts: how often a batch is handed out when its actor dies under it.
+        """
+        waiting = iter(batches)
+        free = list(self._actors)
+        under_way: dict[Any, tuple[Any, Batch, int]] = {}
+
+        def hand_out(actor: Any, batch: Batch, attempt: int) -> None:
+            if before:
+                before(batch)
+            reference = actor.complete.remote(list(prompts(batch)), list(seeds(batch)), sampling)
+            under_way[reference] = (actor, batch, attempt)
+
+        while True:
+            while free and (batch := next(waiting, None)) is not None:
+                hand_out(free.pop(), batch, 1)
+            if not under_way:
+                return
+            done, _ = self._ray.wait(list(under_way), num_returns=1)
+            actor, batch, attempt = under_way.pop(done[0])
+            try:
+                completions, seconds = self._ray.get(done[0])
+            except self._ray.exceptions.RayActorError as error:
+                if attempt >= attempts:
+                    raise ClusterError(
+                        f"a worker with {self._spec.model!r} died {attempts} times on the same batch; it may be out of memory: "
+                        "lower teacher.batch_size (or gate.batch_size), or give the actors more"
+                    ) from error
+                hand_out(actor, batch, attempt + 1)
+                continue
+            except self._ray.exceptions.RayTaskError as error:
+                raise meant_error(error) from error
+            free.append(actor)
+            yield batch, completions, seconds
+
+
+def chunks(items: Sequence[Batch], size: int) -> list[Sequence[Batch]]:
+    """Cut a sequence into pieces of ``size``, the last one shorter."""
+    return [items[start : start + size] for start in range(0, len(items), size)]

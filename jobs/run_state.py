@@ -1,0 +1,135 @@
+"""What every stage of one run shares: the recipe, the store, Ray when it is needed, and where progress goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stillhouse.jobs.cluster import meant_error, ray_session
+from stillhouse.jobs.progress import Reporter
+from stillhouse.jobs.recipe import Recipe
+from stillhouse.pipeline.errors import RecipeError
+from stillhouse.pipeline.store import RunStore, StageManifest, fingerprint
+
+COMMAND_OF_STAGE = {
+    "problems": "generate",
+    "traces": "generate",
+    "filter": "filter",
+    "examples": "train",
+    "train": "train",
+    "quantize": "quantize",
+    "evaluate": "validate",
+    "report": "report",
+}
+"""Which command runs a stage, for the message when an earlier one is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageOutput:
+    """What a stage's work gives back: the files it wrote and what it counted."""
+
+    files: tuple[Path, ...] = ()
+    counts: Mapping[str, float] = field(default_factory=dict)
+
+
+class RunState:
+    """One run under way.
+
+    Args:
+        recipe: the resolved recipe.
+        store: the run's folder.
+        reporter: where progress is shown.
+        address: the Ray cluster to join; None starts a local one when the first stage needs it.
+        only: stages that may do work; None allows all. A stage outside it must be committed already.
+    """
+
+    def __init__(
+        self, recipe: Recipe, store: RunStore, reporter: Reporter, *, address: str | None = None, only: set[str] | None = None
+    ):
+        self.recipe = recipe
+        self.store = store
+        self.reporter = reporter
+        self.manifests: dict[str, StageManifest] = {}
+        self._address = address
+        self._only = only
+        self._stack = ExitStack()
+        self._ray: Any = None
+
+    def __enter__(self) -> RunState:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._stack.close()
+
+    @property
+    def ray(self) -> Any:
+        """Ray, started or joined at first use: a run whose stages are all committed needs none."""
+        if self._ray is None:
+            cluster = self.recipe.cluster
+            wanted = max(
+                cluster.num_teacher_actors * cluster.cpus_per_teacher_actor,
+                max(1, cluster.train_workers) * cluster.cpus_per_train_worker,
+            )
+            session = ray_session(self._address, object_store_mb=cluster.object_store_mb, num_cpus=wanted)
+            self._ray = self._stack.enter_context(session)
+        return self._ray
+
+    def on_worker(self, function: Callable[..., Any], *arguments: Any, num_cpus: float = 1, num_gpus: float = 0) -> Any:
+        """Call a function in a Ray task and wait; what it raises comes back as the user's error."""
+        task = self.ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=1)(function)
+        try:
+            return self.ray.get(task.remote(*arguments))
+        except self.ray.exceptions.RayError as error:
+            raise meant_error(error) from error
+
+    def stage(
+        self,
+        name: str,
+        *,
+        kind: str,
+        code_version: int,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        work: Callable[[str], StageOutput],
+    ) -> StageManifest:
+        """Run one stage unless its output is committed under the same fingerprint.
+
+        Args:
+            name: the manifest's name; ``kind`` its entry in `COMMAND_OF_STAGE`.
+            settings: what of the recipe decides the output, and nothing else.
+            inputs: fingerprints of what it reads.
+            work: does it; gets the fingerprint.
+
+        Raises:
+            RecipeError: the stage may not run in this command and is not committed.
+        """
+        print_ = fingerprint(name, code_version, settings, inputs)
+        manifest = self.store.committed_stage(name, print_)
+        if manifest is not None:
+            self.reporter.note(f"{name}: committed already")
+        else:
+            if self._only is not None and kind not in self._only:
+                stale = self.store.path("stages", f"{name}.json").exists()
+                why = "was made with other settings or inputs" if stale else "has not been made"
+                command = COMMAND_OF_STAGE[kind]
+                raise RecipeError(
+                    f"{self.store.root} has no {name} for this recipe: it {why}. Run `stillhouse {command}` with the same "
+                    "recipe and --out first, or `stillhouse run` for all stages"
+                )
+            started = time.monotonic()
+            with self.reporter.stage(name):
+                output = work(print_)
+            manifest = StageManifest(
+                stage=name,
+                fingerprint=print_,
+                outputs=self.store.outputs(output.files),
+                counts=dict(output.counts),
+                seconds=round(time.monotonic() - started, 3),
+            )
+            self.store.commit_stage(manifest)
+        self.manifests[name] = manifest
+        return manifest

@@ -1,0 +1,502 @@
+"""The stages of a run, each bound to the recipe, the store and Ray. What a stage does lives in the other rooms.
+
+``CODE_VERSIONS`` names each stage's behaviour: raise a number when a change makes old outputs wrong, and runs do that stage
+(and what follows) again. Traces are not thrown away by it: they are found by their own keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from stillhouse.jobs import remote
+from stillhouse.jobs.generators import GeneratorPool, chunks
+from stillhouse.jobs.recipe import EndpointTeacher
+from stillhouse.jobs.run_state import RunState, StageOutput
+from stillhouse.jobs.sources import (
+    evaluation_spec,
+    file_hashes,
+    gate_sampling,
+    load_problems,
+    num_teacher_actors,
+    resolve_teacher,
+    teacher_sampling,
+    teacher_spec,
+    test_problems,
+)
+from stillhouse.jobs.training import train_on_ray
+from stillhouse.pipeline.errors import NothingKeptError
+from stillhouse.pipeline.records import Completion, Example, Graded, Problem, Trace, Verdict, content_key
+from stillhouse.pipeline.verification import VERIFIER_VERSION
+
+CODE_VERSIONS = {"problems": 1, "traces": 1, "filter": 1, "examples": 1, "train": 1, "quantize": 1, "evaluate": 1}
+EVALUATED = ("teacher", "base", "student", "checkpoint")
+
+
+def problems_stage(run: RunState) -> None:
+    """Problems of every split, with disjoint texts and golds that verify themselves."""
+    section = run.recipe.problems.model_dump(mode="json")
+
+    def work(_: str) -> StageOutput:
+        kept, removed = load_problems(run.recipe)
+        rows = [problem for split in ("train", "validation", "test") for problem in kept[split]]
+        files = run.store.replace_shards("problems", Problem, rows)
+        counts = {f"num_{split}": len(kept[split]) for split in kept}
+        return StageOutput(tuple(files), counts | {f"num_removed_{split}": count for split, count in removed.items()})
+
+    run.stage(
+        "problems",
+        kind="problems",
+        code_version=CODE_VERSIONS["problems"],
+        settings={"problems": section, "files": file_hashes(run.recipe)},
+        inputs={},
+        work=work,
+    )
+
+
+def read_problems(run: RunState) -> list[Problem]:
+    return run.store.read("problems", Problem)
+
+
+def teacher_identity(run: RunState) -> dict[str, Any]:
+    """What decides a trace besides its prompt: the teacher, its revision, sampling and how it is asked."""
+    teacher = run.recipe.teacher
+    model = resolve_teacher(teacher.model)
+    revision = teacher.revision or ""
+    if not isinstance(teacher, EndpointTeacher) and Path(model).is_dir():
+        from stillhouse.teachers.tracing import folder_revision
+
+        revision = folder_revision(Path(model))
+    return {
+        "kind": teacher.kind,
+        "model": teacher.model,
+        "revision": revision,
+        "sampling": asdict(teacher_sampling(run.recipe)),
+        "system_prompt": teacher.system_prompt,
+        "prompt_suffix": teacher.prompt_suffix,
+        "opens_think": teacher.opens_think,
+        "seed": run.recipe.seed,
+    }
+
+
+def _teacher_requests(run: RunState, problems: Sequence[Problem], samples: int, seed: int) -> list[Any]:
+    """The planned completions of the teacher for some problems, with keys and seeds."""
+    from stillhouse.teachers.tracing import render_for_teacher, trace_requests
+
+    teacher, identity = run.recipe.teacher, teacher_identity(run)
+    prompts = render_for_teacher(
+        [problem.prompt for problem in problems],
+        kind=teacher.kind,
+        model=resolve_teacher(teacher.model),
+        revision=teacher.revision,
+        system_prompt=teacher.system_prompt,
+        prompt_suffix=teacher.prompt_suffix,
+        opens_think=teacher.opens_think,
+    )
+    return trace_requests(
+        problems,
+        prompts,
+        teacher=identity["model"],
+        teacher_revision=identity["revision"],
+        sampling=teacher_sampling(run.recipe),
+        samples_per_problem=samples,
+        seed=seed,
+    )
+
+
+def traces_stage(run: RunState) -> None:
+    """The teacher's completions: those not committed yet are generated, each batch is committed when it arrives.
+
+    A batch is written into ``traces/ledger`` before it is handed out, so that what was paid for and lost in a crash is
+    known: it is in the ledger and in no shard.
+    """
+    identity = teacher_identity(run)
+    samples = run.recipe.teacher.samples_per_problem
+
+    def work(_: str) -> StageOutput:
+        from stillhouse.teachers.tracing import make_trace
+
+        problems = [problem for problem in read_problems(run) if problem.split == "train"]
+        requests = _teacher_requests(run, problems, samples, run.recipe.seed)
+        committed = set(run.store.read_column("traces", "key"))
+        missing = [request for request in requests if request.key not in committed]
+        run.reporter.begin("traces", len(requests), len(requests) - len(missing))
+        spec = teacher_spec(run.recipe)
+        # Prompts of like length side by side: a batch ends with its longest row.
+        missing.sort(key=lambda request: len(request.rendered_prompt))
+        sampling = teacher_sampling(run.recipe)
+
+        def begin(batch: Sequence[Any]) -> None:
+            entry = {"keys": [request.key for request in batch]}
+            name = content_key("assigned", entry["keys"], len(list(run.store.path("traces", "ledger").glob("*.json"))))
+            run.store.write_json(f"traces/ledger/{name[:24]}.json", entry)
+
+        if missing:
+            with GeneratorPool(run.ray, spec, num_actors=num_teacher_actors(run.recipe)) as pool:
+                arriving = pool.map(
+                    chunks(missing, spec.batch_size),
+                    prompts=lambda batch: [request.rendered_prompt for request in batch],
+                    seeds=lambda batch: [request.seed for request in batch],
+                    sampling=sampling,
+                    before=begin,
+                )
+                for batch, completions, seconds in arriving:
+                    rows = [
+                        make_trace(
+                            request,
+                            completion,
+                            teacher=identity["model"],
+                            teacher_revision=identity["revision"],
+                            sampling=sampling,
+                            seconds=seconds / len(batch),
+                        )
+                        for request, completion in zip(batch, completions)
+                    ]
+                    run.store.add_shard("traces", Trace, rows)
+                    run.reporter.advance(len(rows))
+        planned = {request.key for request in requests}
+        rows = [trace for trace in run.store.read("traces", Trace, key="key") if trace.key in planned]
+        assigned = sum(len(entry["keys"]) for entry in run.store.ledger("traces"))
+        return StageOutput(
+            tuple(run.store.shards("traces")),
+            {
+                "num_planned": len(requests),
+                "num_traces": len(rows),
+                "num_assigned": assigned,
+                "num_lost_in_flight": assigned - len(run.store.read_column("traces", "key")),
+                "num_prompt_tokens": sum(trace.num_prompt_tokens for trace in rows),
+                "num_completion_tokens": sum(trace.num_completion_tokens for trace in rows),
+                "num_length_stops": sum(trace.finish_reason == "length" for trace in rows),
+            },
+        )
+
+    run.stage(
+        "traces",
+        kind="traces",
+        code_version=CODE_VERSIONS["traces"],
+        settings=identity | {"samples_per_problem": samples},
+        inputs={"problems": run.manifests["problems"].fingerprint},
+        work=work,
+    )
+
+
+def planned_traces(run: RunState) -> list[Trace]:
+    """The committed traces that this recipe planned; a run's folder may hold others, from earlier settings."""
+    problems = [problem for problem in read_problems(run) if problem.split == "train"]
+    requests = _teacher_requests(run, problems, run.recipe.teacher.samples_per_problem, run.recipe.seed)
+    planned = {request.key for request in requests}
+    return [trace for trace in run.store.read("traces", Trace, key="key") if trace.key in planned]
+
+
+def filter_stage(run: RunState) -> None:
+    """Verify, filter and select the traces; every drop keeps its verdict."""
+    filters, select = run.recipe.filters, run.recipe.select
+
+    def work(_: str) -> StageOutput:
+        problems, traces = read_problems(run), planned_traces(run)
+        run.reporter.begin("verify", len(traces))
+        result = run.on_worker(
+            remote.filter_traces,
+            problems,
+            traces,
+            {
+                "test_problems": [p for p in problems if p.split == "test"] if filters.decontaminate else [],
+                "per_problem": select.per_problem,
+                "min_tokens": filters.min_tokens,
+                "max_tokens": filters.max_tokens or run.recipe.teacher.sampling.max_new_tokens,
+                "seed": run.recipe.seed,
+                "strategy": select.strategy,
+            },
+        )
+        kept = _at_most(result.kept, select.max_examples, run.recipe.seed)
+        files = [
+            *run.store.replace_shards("verdicts", Verdict, result.verdicts),
+            *run.store.replace_shards("kept", Trace, kept),
+            run.store.write_json("funnel.json", [asdict(row) for row in result.funnel]),
+        ]
+        if not kept:
+            largest = max(result.funnel, key=lambda row: row.num_dropped, default=None)
+            reason = f"most were dropped by {largest.stage} ({largest.reason})" if largest else "the teacher wrote none"
+            raise NothingKeptError(
+                f"none of {len(traces)} traces was kept: {reason}. The verdicts are in {run.store.path('verdicts')}; "
+                "look at teacher.sampling.max_new_tokens, filters and the answers of the problems"
+            )
+        return StageOutput(tuple(files), {"num_in": len(traces), "num_kept": len(kept)})
+
+    run.stage(
+        "filter",
+        kind="filter",
+        code_version=CODE_VERSIONS["filter"],
+        settings={
+            "filters": filters.model_dump(mode="json"),
+            "select": select.model_dump(mode="json"),
+            "seed": run.recipe.seed,
+            "verifier": VERIFIER_VERSION,
+        },
+        inputs={"traces": run.manifests["traces"].fingerprint},
+        work=work,
+    )
+
+
+def _at_most(traces: list[Trace], limit: int | None, seed: int) -> list[Trace]:
+    """``limit`` traces drawn with the recipe's seed; all of them when there is no limit."""
+    if limit is None or len(traces) <= limit:
+        return traces
+    return sorted(traces, key=lambda trace: content_key("draw", seed, trace.key))[:limit]
+
+
+def examples_stage(run: RunState) -> None:
+    """Kept traces rendered into tokens and labels, and checked before any training."""
+    recipe = run.recipe
+
+    def work(_: str) -> StageOutput:
+        kept = run.store.read("kept", Trace, key="key")
+        wanted = {trace.problem_id for trace in kept}
+        problems = [problem for problem in read_problems(run) if problem.id in wanted]
+        examples = run.on_worker(
+            remote.make_examples,
+            recipe.student.base_model,
+            recipe.student.revision,
+            problems,
+            kept,
+            recipe.teacher.system_prompt,
+            recipe.teacher.prompt_suffix,
+            recipe.train.max_length,
+        )
+        files = run.store.replace_shards("examples", Example, examples)
+        return StageOutput(
+            tuple(files),
+            {
+                "num_examples": len(examples),
+                "num_tokens": sum(len(example.input_ids) for example in examples),
+                "num_supervised_tokens": sum(example.num_supervised_tokens for example in examples),
+            },
+        )
+
+    run.stage(
+        "examples",
+        kind="examples",
+        code_version=CODE_VERSIONS["examples"],
+        settings={
+            "base_model": recipe.student.base_model,
+            "revision": remote.model_revision(recipe.student.base_model, recipe.student.revision),
+            "system_prompt": recipe.teacher.system_prompt,
+            "prompt_suffix": recipe.teacher.prompt_suffix,
+            "max_length": recipe.train.max_length,
+        },
+        inputs={"filter": run.manifests["filter"].fingerprint},
+        work=work,
+    )
+
+
+def train_stage(run: RunState) -> None:
+    """LoRA over the frozen base, through Ray Train; a training that was cut off goes on from its last checkpoint."""
+    recipe = run.recipe
+
+    def work(print_: str) -> StageOutput:
+        manifest = run.manifests["examples"]
+        result = train_on_ray(run, folder=f"train/{print_[:12]}", num_tokens=int(manifest.counts["num_tokens"]))
+        history = run.store.write_json("loss.json", result["history"])
+        adapter = run.store.path("train", print_[:12], "adapter")
+        return StageOutput(
+            (history, *sorted(path for path in adapter.iterdir() if path.is_file())),
+            {name: result[name] for name in ("num_steps", "num_tokens", "num_supervised_tokens", "final_loss")},
+        )
+
+    run.stage(
+        "train",
+        kind="train",
+        code_version=CODE_VERSIONS["train"],
+        settings={
+            "student": recipe.student.model_dump(mode="json"),
+            "train": recipe.train.model_dump(mode="json"),
+            "workers": max(1, recipe.cluster.train_workers),
+            "seed": recipe.seed,
+        },
+        inputs={"examples": run.manifests["examples"].fingerprint},
+        work=work,
+    )
+
+
+def adapter_folder(run: RunState) -> Path:
+    return run.store.path("train", run.manifests["train"].fingerprint[:12], "adapter")
+
+
+def quantize_stage(run: RunState) -> None:
+    """Merge the adapter into the base it was trained over, then write the 4-bit checkpoint."""
+    recipe = run.recipe
+
+    def work(_: str) -> StageOutput:
+        result = run.on_worker(
+            remote.merge_and_emit,
+            recipe.student.model_dump(mode="json"),
+            recipe.quantize.model_dump(mode="json"),
+            str(adapter_folder(run)),
+            str(run.store.path("student")),
+            str(run.store.path("checkpoint")),
+            {
+                "recipe": recipe.name,
+                "recipe_sha256": content_key(recipe.to_yaml()),
+                "seed": recipe.seed,
+                "base_model": recipe.student.base_model,
+                "teacher": teacher_identity(run),
+                "traces": run.manifests["traces"].fingerprint,
+                "examples": run.manifests["examples"].fingerprint,
+                "training": run.manifests["train"].fingerprint,
+                "versions": remote.library_versions(),
+            },
+        )
+        run.store.write_json("quantization.json", result)
+        files = [run.store.path("quantization.json")]
+        for folder in ("student", "checkpoint"):
+            # README.md and the manifest are sealed again once the results are known: see report.
+            files += [p for p in sorted(run.store.path(folder).iterdir()) if p.is_file() and p.suffix == ".safetensors"]
+        return StageOutput(tuple(files), {"size_bytes": result["size_bytes"], "size_16bit_bytes": result["size_16bit_bytes"]})
+
+    run.stage(
+        "quantize",
+        kind="quantize",
+        code_version=CODE_VERSIONS["quantize"],
+        settings={"quantize": recipe.quantize.model_dump(mode="json")},
+        inputs={"train": run.manifests["train"].fingerprint},
+        work=work,
+    )
+
+
+def evaluate_stages(run: RunState) -> None:
+    """Grade teacher, base, 16-bit student and the emitted checkpoint on the same test problems."""
+    recipe = run.recipe
+    student_settings = asdict(gate_sampling(recipe)) | {
+        "num_problems": recipe.gate.num_problems,
+        "samples_per_problem": recipe.gate.samples_per_problem,
+        "dtype": recipe.student.dtype,
+        "seed": recipe.seed,
+        "verifier": VERIFIER_VERSION,
+        "system_prompt": recipe.teacher.system_prompt,
+        "prompt_suffix": recipe.teacher.prompt_suffix,
+    }
+    models = {
+        "base": (
+            recipe.student.base_model,
+            {"base": remote.model_revision(recipe.student.base_model, recipe.student.revision)},
+        ),
+        "student": (str(run.store.path("student")), {"quantize": run.manifests["quantize"].fingerprint}),
+        "checkpoint": (str(run.store.path("checkpoint")), {"quantize": run.manifests["quantize"].fingerprint}),
+    }
+    problems = run.manifests["problems"].fingerprint
+    if recipe.gate.teacher_problems:
+        _evaluate_stage(
+            run,
+            "teacher",
+            settings=teacher_identity(run) | {"num": recipe.gate.teacher_problems, "verifier": VERIFIER_VERSION},
+            inputs={"problems": problems},
+        )
+    for name, (model, inputs) in models.items():
+        _evaluate_stage(run, name, model=model, settings=student_settings, inputs=inputs | {"problems": problems})
+
+
+def _evaluate_stage(
+    run: RunState, name: str, *, settings: dict[str, Any], inputs: dict[str, str], model: str | None = None
+) -> None:
+    def work(_: str) -> StageOutput:
+        graded = _grade_teacher(run) if model is None else _grade_student(run, name, model)
+        files = run.store.replace_shards(f"evaluations/{name}", Graded, graded)
+        return StageOutput(
+            tuple(files),
+            {
+                "num_graded": len(graded),
+                "num_correct": sum(row.correct for row in graded),
+                "num_completion_tokens": sum(row.num_completion_tokens for row in graded),
+            },
+        )
+
+    run.stage(
+        f"evaluate-{name}",
+        kind="evaluate",
+        code_version=CODE_VERSIONS["evaluate"],
+        settings=settings | {"model": name},
+        inputs=inputs,
+        work=work,
+    )
+
+
+def _grade_teacher(run: RunState) -> list[Graded]:
+    """The teacher's own score: sampled as its traces are, on the test problems, with seeds of their own."""
+    from stillhouse.pipeline.verification import verify
+    from stillhouse.students.evaluating import grade
+
+    problems = test_problems(read_problems(run), run.recipe.gate.teacher_problems)
+    requests = _teacher_requests(run, problems, 1, run.recipe.seed + 1)
+    spec, sampling = teacher_spec(run.recipe), teacher_sampling(run.recipe)
+    rows: dict[str, Graded] = {}
+    run.reporter.begin("teacher", len(requests))
+    by_id = {problem.id: problem for problem in problems}
+    with GeneratorPool(run.ray, spec, num_actors=num_teacher_actors(run.recipe)) as pool:
+        arriving = pool.map(
+            chunks(requests, spec.batch_size),
+            prompts=lambda batch: [request.rendered_prompt for request in batch],
+            seeds=lambda batch: [request.seed for request in batch],
+            sampling=sampling,
+        )
+        for batch, completions, _ in arriving:
+            for request, completion in zip(batch, completions):
+                problem = by_id[request.problem_id]
+                rows[request.key] = grade(
+                    completion, problem, request.rendered_prompt, model_name="teacher", sample_index=0, verify=verify
+                )
+            run.reporter.advance(len(batch))
+    return [rows[request.key] for request in requests]
+
+
+def _grade_student(run: RunState, name: str, model: str) -> list[Graded]:
+    from stillhouse.pipeline.verification import verify
+    from stillhouse.students.base_models import resolve_model
+    from stillhouse.students.evaluating import evaluate
+
+    recipe = run.recipe
+    revision = recipe.student.revision if name == "base" else None
+    folder = resolve_model(model)
+    problems = test_problems(read_problems(run), recipe.gate.num_problems)
+    prompts = remote.render_for_student(
+        folder,
+        revision,
+        [problem.prompt for problem in problems],
+        recipe.teacher.system_prompt,
+        recipe.teacher.prompt_suffix,
+    )
+    run.reporter.begin(name, len(problems) * recipe.gate.samples_per_problem)
+    spec = evaluation_spec(recipe, folder, revision=revision)
+    with GeneratorPool(run.ray, spec, num_actors=recipe.cluster.num_teacher_actors) as pool:
+
+        def generate(prompts: list[str], seeds: list[int]) -> list[Completion]:
+            return list(_in_order(run, pool, prompts, seeds, spec.batch_size))
+
+        return evaluate(
+            generate,
+            problems,
+            model_name=name,
+            rendered_prompts=prompts,
+            num_samples=recipe.gate.samples_per_problem,
+            seed=recipe.seed,
+            verify=verify,
+        )
+
+
+def _in_order(
+    run: RunState, pool: GeneratorPool, prompts: list[str], seeds: list[int], batch_size: int
+) -> Iterator[Completion]:
+    """Completions in the prompts' order, generated in batches of like length."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    found: dict[int, Completion] = {}
+    arriving = pool.map(
+        chunks(order, batch_size),
+        prompts=lambda batch: [prompts[i] for i in batch],
+        seeds=lambda batch: [seeds[i] for i in batch],
+        sampling=gate_sampling(run.recipe),
+    )
+    for batch, completions, _ in arriving:
+        found.update(zip(batch, completions))
+        run.reporter.advance(len(batch))
+    return (found[i] for i in range(len(prompts)))

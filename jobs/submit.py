@@ -1,0 +1,164 @@
+"""Send a run to a Ray cluster as a job: our own package, the resolved recipe and the problem files travel along.
+
+The cluster's Python needs the dependencies (the machine image or a container has them) and not Stillhouse itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shlex
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import resources
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+from stillhouse.jobs.cluster import first_line
+from stillhouse.jobs.recipe import FileSource, Recipe
+from stillhouse.pipeline.errors import ClusterError, ExitCode, RecipeError
+
+
+def submit(recipe: Recipe, *, address: str, out: str, follow: bool, show: Callable[[str], Any]) -> tuple[str, int]:
+    """Start ``stillhouse run`` on a cluster.
+
+    Args:
+        address: of the cluster's dashboard, for example ``http://127.0.0.1:8265``. A token, where the cluster asks for one,
+            comes from ``RAY_AUTH_TOKEN``.
+        out: the run's folder as the cluster's nodes see it: an absolute path on storage that they share.
+        follow: stay, hand the job's output to ``show``, and return the job's own exit code.
+
+    Returns:
+        the job's id, and its exit code (0 at once where not followed).
+
+    Raises:
+        RecipeError: ``out`` is relative.
+        ClusterError: there is no cluster at the address, or the job ended without an exit code.
+    """
+    if not Path(out).is_absolute():
+        raise RecipeError(
+            f"--out {out!r} is relative to this machine's working folder; a job needs an absolute path that every node of "
+            "the cluster sees, for example a shared file system's"
+        )
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        client = JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(
+            f"no Ray dashboard answers at {address!r} ({first_line(error)}); give the address that `ray start --head` "
+            "printed, and RAY_AUTH_TOKEN where the cluster asks for a token"
+        ) from error
+    # Ray refuses an id that was used before, and a run may be submitted again to go on: each attempt has its own.
+    job_id = f"stillhouse-{recipe.name}-{secrets.token_hex(4)}"
+    with _parcel(recipe) as (modules, folder):
+        command = ["python", "-m", "stillhouse.jobs.cli.main", "run", "recipe.yaml", "--out", out, "--address", "auto"]
+        try:
+            client.submit_job(
+                submission_id=job_id,
+                entrypoint=shlex.join(command),
+                runtime_env={
+                    "working_dir": str(folder),
+                    "py_modules": [str(module) for module in modules],
+                    "env_vars": {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1"},
+                },
+                metadata={"recipe": recipe.name, "out": out},
+            )
+        except (ConnectionError, RuntimeError) as error:
+            raise ClusterError(f"the cluster at {address!r} refused the job ({first_line(error)})") from error
+    if not follow:
+        return job_id, int(ExitCode.PASS)
+    asyncio.run(_follow(client, job_id, show))
+    return job_id, exit_code_of(client, job_id)
+
+
+async def _follow(client: Any, job_id: str, show: Callable[[str], Any]) -> None:
+    async for lines in client.tail_job_logs(job_id):
+        show(lines)
+
+
+def exit_code_of(client: Any, job_id: str) -> int:
+    """The exit code of the job's own process, which ``ray job submit`` flattens to 0 or 1.
+
+    Raises:
+        ClusterError: the job never got as far as having one.
+    """
+    info = client.get_job_info(job_id)
+    if info.driver_exit_code is not None:
+        return info.driver_exit_code
+    if str(info.status) == "STOPPED":
+        return int(ExitCode.INTERRUPTED)
+    raise ClusterError(f"job {job_id} ended as {info.status} without an exit code: {info.message or 'no message'}")
+
+
+@contextmanager
+def _parcel(recipe: Recipe) -> Iterator[tuple[list[Path], Path]]:
+    """What travels: our wheel unpacked (modules and metadata), and a folder with the recipe and its problem files."""
+    with tempfile.TemporaryDirectory(prefix="stillhouse-submit-") as temporary:
+        root = Path(temporary)
+        wheel = make_wheel(root / "wheel")
+        unpacked = root / "unpacked"
+        # Ray would install a wheel together with its dependencies, torch among them; unpacked it is just put on the path.
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(unpacked)
+        folder = root / "job"
+        folder.mkdir()
+        (folder / "recipe.yaml").write_text(with_files(recipe, folder).to_yaml())
+        yield sorted(path for path in unpacked.iterdir() if path.is_dir()), folder
+
+
+def with_files(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with its local problem files copied into ``folder`` and named relative to it."""
+    data = recipe.model_dump()
+    for split in ("train", "validation", "test"):
+        sources = []
+        for number, source in enumerate(getattr(recipe.problems, split)):
+            if isinstance(source, FileSource) and Path(source.path).is_file():
+                name = f"{split}-{number}-{Path(source.path).name}"
+                (folder / name).write_bytes(Path(source.path).read_bytes())
+                source = source.model_copy(update={"path": name})
+            sources.append(source.model_dump())
+        data["problems"][split] = tuple(sources)
+    return Recipe.model_validate(data)
+
+
+def make_wheel(folder: Path) -> Path:
+    """This very code as a wheel: built from the source tree, or packed from the installed files.
+
+    Raises:
+        ClusterError: neither is possible.
+    """
+    folder.mkdir(parents=True)
+    source = Path(str(resources.files("stillhouse.jobs.cli"))).parents[1]
+    if (source / "pyproject.toml").is_file():
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "-q",
+            "--no-deps",
+            "--no-build-isolation",
+            "-w",
+            str(folder),
+            str(source),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ClusterError(f"the wheel of {source} could not be built: {done.stderr.strip()[-500:]}")
+        return next(folder.glob("*.whl"))
+    try:
+        installed = distribution("stillhouse")
+    except PackageNotFoundError as error:
+        raise ClusterError("stillhouse is not installed here, so there is nothing to send; pip install it first") from error
+    wheel = folder / f"stillhouse-{installed.version}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in installed.files or ():
+            if file.parts[0] != ".." and "__pycache__" not in file.parts:
+                archive.write(str(file.locate()), str(file))
+    return wheel

@@ -1,0 +1,234 @@
+"""The run store: a folder of Parquet shards, JSON ledgers and one manifest a stage, each file whole or absent.
+
+Layout of a run::
+
+    recipe.yaml                  the resolved recipe
+    problems/  traces/  ...      content-named Parquet shards, one record type a folder, readable by any Parquet reader
+    traces/ledger/               one small JSON an assigned batch, written before its generation starts
+    train/  checkpoint/  ...     folders that a stage makes under a temporary name and renames when whole
+    stages/<stage>.json          what a stage read, wrote and counted; written last, so that it stands for "done"
+
+Every file is written beside its place, fsynced, renamed, and its folder fsynced: after kill -9 a file is either the whole
+new one or not there. A reader takes the union of shards and drops repeated keys, first shard by name wins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from stillhouse.pipeline.errors import IntegrityError
+from stillhouse.pipeline.records import Record, content_key, from_table, to_table
+
+HASH_WHOLE_FILES_BELOW = 256 << 20
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that a crash leaves the old one, the whole new one, or none; parents are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class StageManifest:
+    """What one stage did: its fingerprint, its output files with their hashes, its counts and its seconds."""
+
+    stage: str
+    fingerprint: str
+    outputs: dict[str, str] = field(default_factory=dict)
+    """Path relative to the run → sha256."""
+    counts: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+class RunStore:
+    """One run's folder.
+
+    Args:
+        root: the run's folder, made if it is not there. Workers on other nodes must see it under the same path.
+    """
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root).absolute()
+        self.root.mkdir(parents=True, exist_ok=True)
+
+    def path(self, *parts: str) -> Path:
+        return self.root.joinpath(*parts)
+
+    def add_shard(self, folder: str, record_type: type[Record], records: Iterable[Record]) -> Path | None:
+        """Commit records as one content-named Parquet shard; the same records give the same name. None for no records."""
+        table = to_table(record_type, records)
+        if table.num_rows == 0:
+            return None
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        data = buffer.getvalue()
+        path = self.path(folder, f"part-{hashlib.sha256(data).hexdigest()[:24]}.parquet")
+        if not path.exists():
+            write_atomic(path, data)
+        return path
+
+    def replace_shards(self, folder: str, record_type: type[Record], records: Iterable[Record]) -> list[Path]:
+        """Make ``folder`` hold exactly these records: for derived tables, which a new fingerprint replaces.
+
+        The new shard is committed before the old ones go. An empty table is written as such, so that readers find it.
+        """
+        rows = list(records)
+        written = self.add_shard(folder, record_type, rows)
+        if written is None:
+            buffer = io.BytesIO()
+            pq.write_table(to_table(record_type, rows), buffer)
+            written = self.path(folder, "part-empty.parquet")
+            write_atomic(written, buffer.getvalue())
+        for path in self.shards(folder):
+            if path != written:
+                path.unlink()
+        return [written]
+
+    def shards(self, folder: str) -> list[Path]:
+        """Committed shards of a folder, by name."""
+        return sorted(self.path(folder).glob("part-*.parquet"))
+
+    def read(self, folder: str, record_type: type[Record], *, key: str | None = None) -> list[Record]:
+        """All records of a folder's shards; with ``key``, the first of each value of that attribute.
+
+        Raises:
+            IntegrityError: a shard cannot be read as Parquet of this record type.
+        """
+        records: list[Record] = []
+        seen: set[Any] = set()
+        for path in self.shards(folder):
+            try:
+                rows = from_table(record_type, pq.read_table(path))
+            except (OSError, ValueError) as error:
+                raise IntegrityError(
+                    f"{path} is not a readable shard of {record_type.__name__} ({error}); restore the file, or delete it "
+                    "and run the same command again: what it held is made anew"
+                ) from error
+            if key is not None:
+                rows = [row for row in rows if (value := getattr(row, key)) not in seen and not seen.add(value)]
+            records += rows
+        return records
+
+    def read_column(self, folder: str, column: str) -> list[Any]:
+        """One column of all shards, without reading the others."""
+        values: list[Any] = []
+        for path in self.shards(folder):
+            values += pq.read_table(path, columns=[column]).column(column).to_pylist()
+        return values
+
+    def write_json(self, path: str, value: Any) -> Path:
+        target = self.path(path)
+        write_atomic(target, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+        return target
+
+    def read_json(self, path: str) -> Any:
+        return json.loads(self.path(path).read_text())
+
+    def ledger(self, folder: str) -> list[dict[str, Any]]:
+        """Entries of a folder's ledger: what was begun, whether or not it was committed."""
+        return [json.loads(path.read_text()) for path in sorted(self.path(folder, "ledger").glob("*.json"))]
+
+    def fresh_folder(self, name: str) -> Path:
+        """An empty folder beside ``name``, to be filled and then put in its place by `install_folder`."""
+        folder = self.path(f".{name}.partial")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+    def install_folder(self, partial: Path, name: str) -> Path:
+        """Put a finished folder in its place; the one that stood there goes first."""
+        target = self.path(name)
+        for file in partial.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        if target.exists():
+            old = self.path(f".{name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(target, old)
+            os.replace(partial, target)
+            shutil.rmtree(old)
+        else:
+            os.replace(partial, target)
+        fsync_folder(target.parent)
+        return target
+
+    def commit_stage(self, manifest: StageManifest) -> None:
+        """Say that a stage is done. Called after its outputs are on disk."""
+        self.write_json(f"stages/{manifest.stage}.json", asdict(manifest))
+
+    def committed_stage(self, stage: str, fingerprint: str) -> StageManifest | None:
+        """The stage's manifest if it was committed under this fingerprint and its outputs are still what it says.
+
+        Raises:
+            IntegrityError: an output was changed or removed since.
+        """
+        path = self.path("stages", f"{stage}.json")
+        if not path.exists():
+            return None
+        manifest = StageManifest(**json.loads(path.read_text()))
+        if manifest.fingerprint != fingerprint:
+            return None
+        for name, expected in manifest.outputs.items():
+            file = self.path(name)
+            found = output_hash(file) if file.exists() else "nothing"
+            if found != expected:
+                raise IntegrityError(
+                    f"{file} is not what stage {stage!r} wrote (expected sha256 {expected[:12]}, found {found[:12]}); "
+                    f"restore it, or delete {path} to run the stage again"
+                )
+        return manifest
+
+    def outputs(self, paths: Iterable[Path]) -> dict[str, str]:
+        """Hashes of files by their path relative to the run, for a stage's manifest."""
+        return {str(path.relative_to(self.root)): output_hash(path) for path in paths}
+
+
+def output_hash(path: Path) -> str:
+    """sha256 of a file; of its size and ends where it is too large to read at every start."""
+    size = path.stat().st_size
+    if size < HASH_WHOLE_FILES_BELOW:
+        return sha256_of(path)
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(1 << 20))
+        file.seek(-(1 << 20), 2)
+        digest.update(file.read(1 << 20))
+    return digest.hexdigest()
+
+
+def fingerprint(stage: str, code_version: int, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Name a stage's work: hash of its part of the recipe, its inputs' fingerprints and its code version."""
+    return content_key("stage", stage, code_version, dict(settings), dict(inputs))[:32]

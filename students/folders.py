@@ -1,0 +1,31 @@
+"""A folder that is either there in full or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder beside ``path`` to write into; at the end sync every file and rename it to ``path``.
+
+    A folder that was at ``path`` is replaced. After an exception, or a kill, ``path`` is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    yield temporary
+    for written in [*temporary.rglob("*"), temporary]:
+        descriptor = os.open(written, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    if path.exists():
+        shutil.rmtree(path)
+    temporary.replace(path)

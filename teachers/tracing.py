@@ -1,0 +1,140 @@
+"""From problems to traces: what is asked, under which key, and what came back.
+
+A request's key is known before anything is generated, so a run can tell which of its planned traces are already paid
+for. The key covers all that the completion depends on; the same key never needs generating twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stillhouse.pipeline.extraction import split_reasoning
+from stillhouse.pipeline.prompts import chat_messages, opens_think_block, render_prompt
+from stillhouse.pipeline.records import SCHEMA_VERSION, Completion, Problem, Sampling, Trace, content_key
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRequest:
+    """One completion to ask for: the rendered prompt, its sample index, its seed and the key it will be stored under."""
+
+    key: str
+    problem_id: str
+    rendered_prompt: str
+    sample_index: int
+    seed: int
+
+
+def trace_requests(
+    problems: Iterable[Problem],
+    rendered_prompts: Sequence[str],
+    *,
+    teacher: str,
+    teacher_revision: str,
+    sampling: Sampling,
+    samples_per_problem: int,
+    seed: int,
+) -> list[TraceRequest]:
+    """Every completion that a run plans, in a fixed order, with keys and seeds.
+
+    Args:
+        rendered_prompts: one a problem, as the model will continue it.
+        seed: the recipe's seed; with problem and sample index it decides each row's own.
+    """
+    requests = []
+    for problem, prompt in zip(problems, rendered_prompts, strict=True):
+        for index in range(samples_per_problem):
+            # 63 bits: what an Arrow int64 column holds.
+            row_seed = int(content_key("seed", seed, prompt, index)[:16], 16) >> 1
+            key = content_key(
+                "trace",
+                SCHEMA_VERSION,
+                prompt,
+                teacher,
+                teacher_revision,
+                [sampling.temperature, sampling.top_p, sampling.max_new_tokens],
+                index,
+                row_seed,
+            )
+            requests.append(TraceRequest(key, problem.id, prompt, index, row_seed))
+    return requests
+
+
+def make_trace(
+    request: TraceRequest, completion: Completion, *, teacher: str, teacher_revision: str, sampling: Sampling, seconds: float
+) -> Trace:
+    """Join a request with what came back for it; reasoning and answer are split off, the raw completion is kept."""
+    parsed = split_reasoning(completion.text, prompt_opens_think=opens_think_block(request.rendered_prompt))
+    return Trace(
+        key=request.key,
+        problem_id=request.problem_id,
+        teacher=teacher,
+        teacher_revision=teacher_revision,
+        rendered_prompt=request.rendered_prompt,
+        completion=completion.text,
+        reasoning=parsed.reasoning,
+        answer_text=parsed.answer_text,
+        finish_reason=completion.finish_reason,
+        num_prompt_tokens=completion.num_prompt_tokens,
+        num_completion_tokens=completion.num_completion_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_new_tokens=sampling.max_new_tokens,
+        sample_index=request.sample_index,
+        seed=completion.seed,
+        seconds=seconds,
+    )
+
+
+def folder_revision(folder: Path) -> str:
+    """A local model's revision: hash of its config, tokenizer and weights' sizes, headers and ends.
+
+    Reads at most 2 MiB of each weights file, so that naming a model of 60 GB costs nothing.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in {".json", ".safetensors", ".jinja"}:
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(1 << 20))
+            if size > 2 << 20:
+                file.seek(-(1 << 20), 2)
+            digest.update(file.read(1 << 20))
+    return digest.hexdigest()[:16]
+
+
+def render_for_teacher(
+    problem_prompts: Sequence[str],
+    *,
+    kind: str,
+    model: str,
+    revision: str | None,
+    system_prompt: str | None,
+    prompt_suffix: str,
+    opens_think: bool,
+) -> list[str]:
+    """What the teacher is asked, one text a problem.
+
+    A model that we run gets text rendered by its own chat template. An endpoint renders by itself, so its text is the
+    messages as JSON.
+
+    Raises:
+        TeacherError: the model's tokenizer cannot be loaded.
+    """
+    if kind == "endpoint":
+        return [
+            json.dumps(chat_messages(prompt, system_prompt=system_prompt, prompt_suffix=prompt_suffix), ensure_ascii=False)
+            for prompt in problem_prompts
+        ]
+    from stillhouse.teachers.local import load_tokenizer
+
+    tokenizer = load_tokenizer(model, revision=revision)
+    return [
+        render_prompt(tokenizer, prompt, system_prompt=system_prompt, prompt_suffix=prompt_suffix, opens_think=opens_think)
+        for prompt in problem_prompts
+    ]

@@ -1,0 +1,79 @@
+"""Properties of answers that no table of examples covers."""
+
+from fractions import Fraction
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stillhouse.pipeline.dedup import normalized_text
+from stillhouse.pipeline.exact_numbers import exact_number
+from stillhouse.pipeline.extraction import boxed_answer, split_reasoning, strict_answer
+from stillhouse.pipeline.records import Problem
+from stillhouse.pipeline.verification import verify
+
+FRACTIONS = st.fractions(min_value=-(10**9), max_value=10**9, max_denominator=10**6)
+BALANCED = st.recursive(
+    st.text(alphabet="abc 123+-=,.$\n", max_size=8),
+    lambda inner: st.one_of(
+        inner.map(lambda s: "{" + s + "}"), inner.map(lambda s: r"\{" + s + r"\}"), st.tuples(inner, inner).map("".join)
+    ),
+    max_leaves=8,
+)
+
+
+def forms(number: Fraction) -> list[str]:
+    """Ways in which a model writes the same number."""
+    top, bottom = abs(number.numerator), number.denominator
+    sign = "-" if number < 0 else ""
+    written = [f"{sign}{top}/{bottom}", rf"{sign}\frac{{{top}}}{{{bottom}}}", rf"${sign}\dfrac{{{top}}}{{{bottom}}}$"]
+    if bottom == 1:
+        written += [f"{sign}{top}", f"{sign}{top}.0", f"{sign}{top:,}", f"{sign.replace('-', '−')}{top}", rf"\({sign}{top}\)"]
+    return written
+
+
+@given(FRACTIONS)
+def test_every_way_of_writing_a_number_is_that_number(number):
+    """A right answer written otherwise than the gold would be dropped as wrong."""
+    for text in forms(number):
+        assert exact_number(text) == number
+
+
+@given(FRACTIONS, FRACTIONS)
+def test_equality_of_numbers_is_exact_and_symmetric(left, right):
+    """Two numbers are judged equal if and only if they are, whichever of them is the gold and however both are written."""
+    expected = "correct" if left == right else "wrong"
+    for gold, answer in zip(forms(left), reversed(forms(right))):
+        assert verify(Problem("?", gold, "math", "t", "train"), answer).outcome == expected
+        assert verify(Problem("?", answer, "math", "t", "train"), gold).outcome == expected
+
+
+@given(st.text(min_size=1).filter(lambda s: s.strip()))
+def test_exact_answers_are_reflexive(text):
+    """The gold itself must always be accepted, whatever characters it has."""
+    assert verify(Problem("?", text, "exact", "t", "train"), text).outcome == "correct"
+
+
+@given(BALANCED.filter(lambda s: s.strip()), st.text(alphabet="abc }1\n", max_size=20))
+def test_a_balanced_answer_comes_back_out_of_its_box(answer, prose):
+    """Whatever stands around it and however it nests, the answer that was boxed is the answer that is judged."""
+    completion = f"<think>{prose} \\boxed{{0}}</think>{prose}\\boxed{{{answer}}}{prose}"
+    assert strict_answer(completion) == answer.strip()
+
+
+@given(st.text(max_size=200))
+@settings(max_examples=300)
+def test_no_text_breaks_the_readers(text):
+    """A completion is any text at all; reading it must never raise."""
+    for raw in (text, "<think>" + text + "</think>" + text, "\\boxed{" + text + "}"):
+        boxed = boxed_answer(raw)
+        assert boxed is None or boxed in raw
+        parsed = split_reasoning(raw)
+        assert (parsed.reasoning is None) == (parsed.answer_text is None)
+        number = exact_number(raw)
+        assert number is None or isinstance(number, Fraction)
+
+
+@given(st.text())
+def test_normalizing_twice_changes_nothing(text):
+    """Dedup would find new duplicates among its own survivors if its normal form were not one."""
+    assert normalized_text(normalized_text(text)) == normalized_text(text)

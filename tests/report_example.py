@@ -1,0 +1,122 @@
+"""A report as a run writes it: every part filled, one trace that carries markup, judged by the real gate."""
+
+from __future__ import annotations
+
+import math
+
+from stillhouse.pipeline.gate import accuracy, accuracy_by_family, behaviour, judge
+from stillhouse.pipeline.records import Graded
+from stillhouse.pipeline.report import FunnelStep, GateSection, LossPoint, PassAt1, Report, Results, Sample, Samples, SizeBytes
+
+FAMILIES = ("reasoning_gym/chain_sum", "reasoning_gym/basic_arithmetic", "reasoning_gym/leg_counting")
+MARKUP = "<script>document.title = 'taken over'</script><img src=x onerror=alert(1)>"
+
+
+def graded(model: str, num_correct: int, n: int = 360) -> list[Graded]:
+    """``n`` problems; which of them are right is spread over the families a little unevenly."""
+    order = sorted(range(n), key=lambda i: (i * 97) % n + 60 * (i % 3 == 2))
+    right = set(order[:num_correct])
+    return [
+        Graded(
+            model=model,
+            problem_id=f"p{i:04d}",
+            source=FAMILIES[i % 3],
+            sample_index=0,
+            correct=i in right,
+            outcome="correct" if i in right else "wrong",
+            reason="",
+            completion="",
+            finish_reason="stop",
+            num_completion_tokens=90 + i % 50,
+            think_closed=model != "base",
+            answer_found=i in right or i % 2 == 0,
+        )
+        for i in range(n)
+    ]
+
+
+def make_report(min_accuracy: float = 0.60, teacher_measured: bool = True) -> Report:
+    """The report of an invented run with 84.4 % for its checkpoint."""
+    counts = {"teacher": 330, "base": 14, "student": 309, "checkpoint": 304}
+    rows = {model: graded(model, count) for model, count in counts.items()}
+    if not teacher_measured:
+        rows["teacher"] = []
+    verdict = judge(
+        base=rows["base"],
+        student=rows["student"],
+        checkpoint=rows["checkpoint"],
+        integrity_ok=True,
+        min_accuracy=min_accuracy,
+        min_family_accuracy=0.40,
+        min_student_ratio=0.95,
+        min_gain=0.30,
+        max_drop=0.10,
+        min_think_closed=0.90,
+    )
+    by_family = {model: accuracy_by_family(graded_rows) for model, graded_rows in rows.items()}
+    loss = [
+        LossPoint(
+            step=step,
+            loss=0.06 + 2.2 * math.exp(-step / 45) + 0.05 * math.sin(step * 1.7) ** 2,
+            learning_rate=4e-3 * (step / 30 if step < 30 else 0.5 + 0.5 * math.cos(math.pi * (step - 30) / 270)),
+        )
+        for step in range(1, 301)
+    ]
+    kept = Sample(
+        prompt="State the final answer to the following arithmetic problem: 12 + 7 - 30 + 4 =",
+        completion="<think>\n12 + 7 = 19\n19 - 30 = -11\n-11 + 4 = -7\n</think>\n\\boxed{-7}",
+        answer="-7",
+        reasons=[],
+        source=FAMILIES[0],
+        trace_key="9f2c51d07ab34e55",
+    )
+    wrong = kept.model_copy(
+        update={"completion": kept.completion.replace("-7}", "7}"), "reasons": ["wrong answer: expected -7, found 7"]}
+    )
+    marked_up = kept.model_copy(
+        update={"completion": f"<think>\n{MARKUP}\n" + "12 + 7 = 19\n" * 8, "reasons": ["think block not closed"]}
+    )
+    return Report(
+        run_id="demo-20260102-101500",
+        recipe_name="demo",
+        created="2026-01-02T10:15:00+00:00",
+        verdict=verdict.verdict,
+        exit_code=verdict.exit_code,
+        checkpoint="checkpoint",
+        size_bytes=SizeBytes(checkpoint=1_320_448, float16=3_934_208),
+        results=Results(
+            pass_at_1=PassAt1(**{model: accuracy(graded_rows) for model, graded_rows in rows.items()}),
+            pass_at_1_by_family={
+                family: PassAt1(**{model: families.get(family) for model, families in by_family.items()}) for family in FAMILIES
+            },
+            funnel=[
+                FunnelStep(
+                    stage="problems", num_in=3600, num_dropped=12, num_kept=3588, reason="same text in test", unit="problems"
+                ),
+                FunnelStep(stage="traces", num_in=3588, num_dropped=0, num_kept=3588),
+                FunnelStep(stage="format", reason="think block not closed", num_in=3588, num_dropped=61, num_kept=3527),
+                FunnelStep(stage="verify", reason="wrong answer", num_in=3527, num_dropped=402, num_kept=3125),
+                FunnelStep(stage="length", reason="cut at max_new_tokens", num_in=3125, num_dropped=9, num_kept=3116),
+                FunnelStep(stage="dedup", reason="same completion", num_in=3116, num_dropped=151, num_kept=2965),
+                FunnelStep(stage="examples", num_in=2965, num_dropped=0, num_kept=2965, unit="examples"),
+            ],
+            seconds={
+                "problems": 2.1,
+                "traces": 78.4,
+                "filter": 6.3,
+                "examples": 1.2,
+                "train": 142.9,
+                "quantize": 3.1,
+                "validate": 61.0,
+            },
+            tokens={"traces": 402_118, "examples": 351_870, "train": 1_228_800, "validate": 161_220},
+            num_generated=3652,
+            num_lost_in_flight=64,
+            loss=loss,
+            behaviour={model: behaviour(graded_rows) for model, graded_rows in rows.items()},
+        ),
+        gate=GateSection(checks=verdict.checks),
+        samples=Samples(kept=[kept] * 3, dropped=[wrong, marked_up]),
+        environment={"python": "3.11.9", "torch": "2.13.0", "transformers": "5.23.0", "ray": "2.59.0", "stillhouse": "0.1.0"},
+        recipe="name: demo\nseed: 0\nteacher:\n  model: tiny\n  sampling: {temperature: 0.6, top_p: 0.95}\n",
+    )

@@ -1,0 +1,141 @@
+"""No test problem in the training traces, and no training problem lost because it looks like one."""
+
+import random
+import re
+
+import pytest
+
+from stillhouse.pipeline.decontamination import Decontaminator
+from stillhouse.pipeline.problems import disjoint, reasoning_gym_problems
+
+TASKS = [
+    ("chain_sum", {"min_terms": 2, "max_terms": 8}),
+    ("chain_sum", {"min_terms": 2, "max_terms": 4, "min_digits": 1, "max_digits": 1}),
+    ("leg_counting", {}),
+    ("basic_arithmetic", {}),
+]
+FULL_WIDTH = str.maketrans("0123456789", "０１２３４５６７８９")
+
+VARIANTS = {
+    "verbatim": lambda s: s,
+    "blanks": lambda s: "  " + s.replace(" ", "\n "),
+    "upper case": str.upper,
+    "bold": lambda s: f"**{s}**",
+    "full-width digits": lambda s: s.translate(FULL_WIDTH),
+    "unicode operators": lambda s: s.replace(" - ", " − ").replace(" * ", " × ").replace(" / ", " ÷ "),
+    "latex operators": lambda s: s.replace(" * ", r" \times ").replace("(", r"\left(").replace(")", r"\right)"),
+    "latex spacing": lambda s: s.replace(" ", r"\, "),
+    "no blanks at operators": lambda s: re.sub(r"(?<=\d) ([-+*/]) (?=\d)", r"\1", s),
+    "dollars": lambda s: re.sub(r"(\d[\d +*/()-]*\d)", r"$\1$", s),
+    "no closing mark": lambda s: re.sub(r"[.?:=\s]+$", "", s).lower(),
+    "embedded": lambda s: f"Here is a task.\n{s}\nShow your 2 best attempts.",
+    "quoted": lambda s: f'The user asks: "{s}" Let me think.',
+}
+
+
+def prompts(task, options, *, size, seed, split):
+    return reasoning_gym_problems(task, split=split, size=size, seed=seed, options=options)
+
+
+@pytest.mark.parametrize(("task", "options"), TASKS)
+def test_every_verbatim_and_reformatted_copy_is_found(task, options):
+    """A copy that slips through because of a blank or a dollar sign makes the report's pass@1 worthless."""
+    test_prompts = [p.prompt for p in prompts(task, options, size=150, seed=1, split="test")]
+    decontaminator = Decontaminator(test_prompts)
+    for name, variant in VARIANTS.items():
+        missed = [variant(p) for p in test_prompts if decontaminator.check(variant(p), "<think>2</think>") is None]
+        assert missed == [], name
+
+
+@pytest.mark.parametrize(("task", "options"), TASKS[:3])
+def test_a_test_problem_quoted_in_a_trace_is_found(task, options):
+    """A teacher that quotes a test problem in its reasoning leaks it as surely as a prompt does."""
+    test_prompts = [p.prompt for p in prompts(task, options, size=100, seed=1, split="test")]
+    test_prompts = [p for p in test_prompts if len(re.findall(r"\w+", p)) >= 8]
+    decontaminator = Decontaminator(test_prompts)
+    assert len(test_prompts) == 100
+    for prompt in test_prompts:
+        drop = decontaminator.check("What is a leap year?", f"<think>It is like this one: {prompt}\nSo, first</think>4")
+        assert drop is not None
+        assert drop.reason == "the trace holds a test problem"
+        span = " ".join(drop.evidence.split())
+        assert span in " ".join(prompt.lower().split())  # the item itself, not its surroundings
+        assert len(span) > 30
+
+
+@pytest.mark.parametrize(("task", "options"), TASKS)
+@pytest.mark.parametrize("num_test", [1, 2, 150])
+def test_problems_of_the_same_template_stay(task, options, num_test):
+    """Templated problems share all but their numbers; a rule that drops them would leave nothing to train on."""
+    test_problems = prompts(task, options, size=num_test, seed=1, split="test")
+    fresh, _ = disjoint(prompts(task, options, size=600, seed=10**6, split="train"), test_problems)
+    decontaminator = Decontaminator(p.prompt for p in test_problems)
+    wrongly = [p.prompt for p in fresh if decontaminator.check(p.prompt, f"<think>{p.prompt}</think>\\boxed{{{p.answer}}}")]
+    assert wrongly == []
+
+
+@pytest.mark.parametrize(("task", "options"), TASKS)
+def test_one_swapped_number_is_another_problem(task, options):
+    """The nearest miss there is: every word and all numbers but one are those of a test problem."""
+    rng = random.Random(0)
+    test_prompts = [p.prompt for p in prompts(task, options, size=150, seed=1, split="test")]
+    decontaminator = Decontaminator(test_prompts)
+    num_swapped = 0
+    for prompt in test_prompts:
+        number = rng.choice(list(re.finditer(r"\d+", prompt)))
+        swapped = f"{prompt[: number.start()]}{int(number[0]) + rng.randint(1, 9)}{prompt[number.end() :]}"
+        if swapped not in test_prompts:
+            num_swapped += 1
+            assert decontaminator.check(swapped, swapped) is None, swapped
+    assert num_swapped > 100
+
+
+WORDY = "A farmer walks to the market with 12 hens and sells 5 of them before noon. How many hens does the farmer carry home?"
+
+
+def test_a_lightly_edited_copy_is_found():
+    """Same story, same numbers, a word changed: still the test problem."""
+    drop = Decontaminator([WORDY]).check(WORDY.replace("home", "back"), "")
+    assert drop is not None
+    assert drop.reason == "the prompt is a near copy of a test problem"
+    assert "12 hens and sells 5" in drop.evidence
+    assert Decontaminator([WORDY]).check(WORDY.replace("12", "13"), "") is None
+
+
+def test_a_long_template_that_differs_in_one_word_stays():
+    """What many test items share is boilerplate, and so is what has no number in an item with numbers."""
+    words = "Read the words below, say which of them comes last in the alphabet, then write it in a box: {}, pear, fig"
+    decontaminator = Decontaminator([words.format(w) for w in ("apple", "plum", "cherry", "quince")])
+    assert decontaminator.check(words.format("melon"), "") is None
+    assert decontaminator.check(words.format("plum"), "") is not None
+    count = "Here is a list of animals on a farm; think about each kind in turn, then say how many legs there are: {} {}."
+    decontaminator = Decontaminator([count.format(3, "dogs")])
+    assert decontaminator.check(count.format(3, "hens"), "") is None
+    assert decontaminator.check(count.format(3, "dogs"), "") is not None
+
+
+def test_an_operator_or_a_longer_list_is_another_problem():
+    """A test item that is only the beginning of a longer one, or has another sign in it, says nothing about its answer."""
+    decontaminator = Decontaminator(
+        ["How many legs are there in total if you have 3 dogs?", "Please work out this little sum: 4 - 1 - 7 ="]
+    )
+    assert decontaminator.check("How many legs are there in total if you have 3 dogs, 2 cats?", "") is None
+    assert decontaminator.check("Please work out this little sum: 4 - 1 + 7 =", "") is None
+    assert decontaminator.check("Please work out this little sum: 4 - 1 - 7 + 2 =", "") is None
+    assert decontaminator.check("Please work out this little sum: 4 - 1 - 7", "") is not None
+
+
+def test_short_items_match_whole_prompts_and_clauses_but_not_traces():
+    """ "Calculate 5 - 3." is a step of many a trace; dropping each of those would drop the good ones."""
+    decontaminator = Decontaminator(["Calculate 5 - 3.", "Why?"])
+    assert decontaminator.check("calculate  $5-3$", "").reason == "the prompt is a test problem"
+    assert decontaminator.check("Be brief. Calculate 5 - 3. Thank you.", "").reason == "the prompt holds a test problem"
+    assert decontaminator.check("Calculate 5 - 3 - 6.", "Calculate 5 - 3. That is 2.") is None
+    assert decontaminator.check("It rains. Why? Explain.", "") is None
+
+
+def test_nothing_to_compare_with_drops_nothing():
+    """A run without test problems, or with blank ones, is not contaminated."""
+    for empty in ([], ["", " \n"]):
+        assert Decontaminator(empty).check(WORDY, WORDY) is None
+    assert Decontaminator([WORDY]).check("", "") is None

@@ -1,0 +1,75 @@
+"""What is read out of a completion decides what is judged and what is learnt."""
+
+import pytest
+
+from stillhouse.pipeline.extraction import ParsedCompletion, boxed_answer, opens_think, split_reasoning, strict_answer
+
+NOTHING = ParsedCompletion(None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"\boxed{42}", "42"),
+        (r"first \boxed{1}, then \boxed{2}.", "2"),
+        (r"\boxed{\frac{1}{\sqrt{2}}}", r"\frac{1}{\sqrt{2}}"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed {7}", "7"),
+        (r"\boxed{\boxed{5}}", "5"),
+        (r"\boxed{5} and then \boxed{6", "5"),  # cut off in the middle of the second
+        (r"a stray } and { around \boxed{8}", "8"),
+        (r"line\\\boxed{9}", "9"),
+        ("\\boxed{two\nlines}", "two\nlines"),
+        (r"\boxed{1} \boxed{ }", None),  # the last box says nothing: the model did not answer
+        (r"\boxed{1", None),
+        (r"\boxed 5", None),
+        ("42", None),
+        ("", None),
+    ],
+)
+def test_last_balanced_box_is_the_answer(text, answer):
+    """A nested, escaped or cut-off box read wrongly would turn right answers into wrong ones."""
+    assert boxed_answer(text) == answer
+
+
+def test_many_open_boxes_are_read():
+    """A degenerate completion of nothing but opened boxes would stall the filter stage (hours) if the scan were quadratic."""
+    assert boxed_answer("\\boxed{" * 200_000) is None
+
+
+def test_answer_counts_only_after_the_last_closing_tag():
+    """A box inside the reasoning is a thought, not an answer; taking it would label unfinished traces as correct."""
+    assert strict_answer(r"<think>maybe \boxed{1}</think>so \boxed{2}") == "2"
+    assert strict_answer(r"<think>maybe \boxed{1}</think>so 2") is None
+    assert strict_answer(r"<think>maybe \boxed{1}") is None
+    assert strict_answer(r"\boxed{1}") is None
+    assert strict_answer(r"<think>a</think>\boxed{1}<think>b</think>\boxed{3}") == "3"
+
+
+@pytest.mark.parametrize(
+    ("completion", "in_prompt", "parsed"),
+    [
+        ("<think>\nsum\n</think>\n\nSo 3.", False, ParsedCompletion("sum", "So 3.")),
+        ("\n<think>sum</think>3", False, ParsedCompletion("sum", "3")),
+        ("sum</think>3", True, ParsedCompletion("sum", "3")),
+        ("<think></think>3", False, ParsedCompletion("", "3")),
+        ("<think>sum</think>", False, ParsedCompletion("sum", "")),
+        ("sum</think>3", False, NOTHING),
+        ("<think>sum</think>3", True, NOTHING),  # a second opening tag after the prompt's own
+        ("<think>sum", False, NOTHING),
+        ("<think>a</think><think>b</think>3", False, NOTHING),
+        ("<think>a<think>b</think>3", False, NOTHING),
+        ("3 <think>sum</think>", False, NOTHING),
+        ("</think>sum<think>", False, NOTHING),
+        ("", False, NOTHING),
+    ],
+)
+def test_exactly_one_closed_think_block_is_split(completion, in_prompt, parsed):
+    """A double or unclosed block taken for reasoning would teach the student never to close its own."""
+    assert split_reasoning(completion, prompt_opens_think=in_prompt) == parsed
+
+
+def test_prefilled_think_tag_is_seen_at_the_prompts_end_only():
+    """R1-Distill's template opens the block in the prompt; a system prompt that merely mentions the tag does not."""
+    assert opens_think("<|User|>2+2?<|Assistant|><think>\n")
+    assert not opens_think("Reason inside <think> tags. 2+2?")

@@ -1,0 +1,131 @@
+"""The whole filter stage on records, with real verifiers: what comes out, and where everything else went."""
+
+import random
+
+import pytest
+
+from stillhouse.pipeline.funnel import FunnelRow, filter_traces
+from stillhouse.pipeline.problems import reasoning_gym_problems
+from stillhouse.pipeline.records import Problem, Trace, Verdict, content_key, from_table, to_table
+
+TRAIN = reasoning_gym_problems("chain_sum", split="train", size=6, seed=1, options={"min_digits": 2})
+TEST = reasoning_gym_problems("chain_sum", split="test", size=6, seed=500, options={"min_digits": 2})
+
+
+def make_trace(problem, index, completion, *, tokens=40, finish_reason="stop"):
+    prompt = f"<|user|>{problem.prompt}<|assistant|>"
+    key = content_key(problem.id, index)
+    return Trace(
+        key, problem.id, "teacher", "r", prompt, completion, None, None, finish_reason, 9, tokens, 0.6, 0.95, 512, index, 1, 0.1
+    )
+
+
+def worked(problem, note="", answer=None):
+    return f"<think>\nStep by step{note}.\n</think>\n\\boxed{{{problem.answer if answer is None else answer}}}"
+
+
+def all_kinds_of_traces():
+    """Eight traces of each problem: three good ones, and one for each way to fall out."""
+    traces = []
+    for problem in TRAIN:
+        leak = f": as in this one: {TEST[0].prompt}\nnow mine"
+        traces += [
+            make_trace(problem, 0, worked(problem), tokens=40),
+            make_trace(problem, 1, worked(problem, " again"), tokens=30),
+            make_trace(problem, 2, worked(problem, " anew"), tokens=50),
+            make_trace(problem, 3, worked(problem).replace("\n", "  ")),  # a duplicate of 0
+            make_trace(problem, 4, worked(problem, answer=int(problem.answer) + 1)),
+            make_trace(problem, 5, "<think>\nStep", finish_reason="length"),
+            make_trace(problem, 6, f"\\boxed{{{problem.answer}}}"),
+            make_trace(problem, 7, worked(problem, leak)),
+        ]
+    return traces
+
+
+def run(traces, **changes):
+    arguments = {"test_problems": TEST, "per_problem": 2, "min_tokens": 5, "max_tokens": 100, "seed": 0} | changes
+    return filter_traces(TRAIN, traces, **arguments)
+
+
+def test_each_trace_is_kept_or_dropped_for_its_own_reason():
+    """The funnel is what a user looks at when too little is left; every number in it must be true."""
+    result = run(all_kinds_of_traces())
+    assert sorted(t.sample_index for t in result.kept) == [0] * 6 + [1] * 6
+    assert result.funnel == [
+        FunnelRow("format", "no think block", 48, 6),
+        FunnelRow("format", "not finished", 48, 6),
+        FunnelRow("verification", "wrong", 36, 6),
+        FunnelRow("dedup", "duplicate of an earlier trace", 30, 6),
+        FunnelRow("decontamination", "the trace holds a test problem", 24, 6),
+        FunnelRow("selection", "not among the k best", 18, 6),
+    ]
+
+
+def test_everything_that_goes_in_is_accounted_for():
+    """Nothing is deleted: a trace without a final verdict would be lost from the report."""
+    traces = all_kinds_of_traces()
+    result = run(traces)
+    dropped = {v.trace_key for v in result.verdicts if not v.keep}
+    selected = {v.trace_key for v in result.verdicts if v.check == "selected"}
+    assert selected == {t.key for t in result.kept}
+    assert dropped.isdisjoint(selected)
+    assert dropped | selected == {t.key for t in traces}
+    assert sum(row.num_dropped for row in result.funnel) == len(dropped)
+    verified = [v for v in result.verdicts if v.check == "verify_reasoning_gym"]
+    assert len(verified) == 36
+    assert {v.outcome for v in verified} == {"correct", "wrong"}
+    assert {v.outcome for v in result.verdicts if v.check != "verify_reasoning_gym"} == {""}
+    assert from_table(Verdict, to_table(Verdict, result.verdicts)) == result.verdicts
+
+
+def test_the_order_of_the_traces_changes_nothing():
+    """Traces come from many workers; another order must not give another training set or another report."""
+    traces = all_kinds_of_traces()
+    expected = run(traces)
+    for shuffle_seed in range(3):
+        assert run(random.Random(shuffle_seed).sample(traces, len(traces))) == expected
+
+
+def test_a_stage_that_drops_nothing_still_has_a_row():
+    """A missing row reads as a stage that did not run."""
+    result = run([make_trace(p, 0, worked(p)) for p in TRAIN], per_problem=1)
+    stages = ["format", "verification", "dedup", "decontamination", "selection"]
+    assert result.funnel == [FunnelRow(stage, "", 6, 0) for stage in stages]
+    assert len(result.kept) == 6
+
+
+def test_no_traces_give_an_empty_result():
+    """The runner decides that nothing kept is an error; the stage itself must get that far."""
+    result = run([])
+    assert (result.kept, result.verdicts) == ([], [])
+    assert [row.num_in for row in result.funnel] == [0] * 5
+
+
+def test_undecided_is_dropped_under_its_own_name():
+    """Counted as wrong, an undecidable gold would be blamed on the teacher."""
+    problem = Problem("Is it?", "Paris", "choice", "mine", "train")
+    result = filter_traces(
+        [problem],
+        [make_trace(problem, 0, worked(problem, answer="P"))],
+        test_problems=[],
+        per_problem=1,
+        min_tokens=1,
+        max_tokens=99,
+        seed=0,
+    )
+    assert FunnelRow("verification", "undecided", 1, 1) in result.funnel
+    assert result.kept == []
+
+
+def test_progress_counts_up_to_the_number_verified():
+    """The bar of the slow stage must move and end full."""
+    calls = []
+    run(all_kinds_of_traces(), progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(i, 36) for i in range(1, 37)]
+
+
+def test_a_trace_of_an_unknown_problem_is_refused():
+    """Traces and problems of two different runs must not be mixed in silence."""
+    stranger = Problem("?", "1", "math", "other run", "train")
+    with pytest.raises(ValueError, match=stranger.id[:12]):
+        run([make_trace(stranger, 0, worked(stranger))])
