@@ -38,7 +38,7 @@ BYTES_PER_TOKEN_ON_DISK = 3.0
 TEACHER_MODULES = {
     "transformers": "stillhouse.teachers.local",
     "endpoint": "stillhouse.teachers.endpoint",
-    "vllm": "stillhouse.teachers.vllm",
+    "vllm": "stillhouse.teachers.vllm_engine",
 }
 DATASET_SIZES = {  # rows by (name, subset, split), from the data sets' cards
     ("open-r1/OpenR1-Math-220k", "default", "train"): 93_733,

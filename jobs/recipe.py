@@ -243,7 +243,7 @@ class Select(Section):
 
     per_problem: PositiveInt = 1
     """At most this many traces of one problem."""
-    strategy: Literal["shortest", "first", "random"] = "shortest"
+    strategy: Literal["shortest", "random"] = "shortest"
     """Which of a problem's correct traces are taken."""
     max_examples: PositiveInt | None = None
     """At most this many training rows, drawn with the recipe's seed; null takes all."""

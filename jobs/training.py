@@ -120,7 +120,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     lora = student["lora"]
     passed = (
         *("learning_rate", "num_steps", "tokens_per_step", "max_length", "scheduler", "warmup_ratio"),
-        *("weight_decay", "max_grad_norm", "save_steps", "packing", "gradient_checkpointing"),
+        *("weight_decay", "max_grad_norm", "save_steps", "packing", "accumulation_steps", "gradient_checkpointing"),
     )
     result = train_lora(
         student["base_model"],

@@ -86,14 +86,16 @@ def judge(
     student: Sequence[Graded],
     checkpoint: Sequence[Graded],
     integrity_ok: bool,
-    min_accuracy: float,
-    min_family_accuracy: float,
-    min_student_ratio: float,
-    min_gain: float,
-    max_drop: float,
-    min_think_closed: float,
+    min_accuracy: float | None,
+    min_family_accuracy: float | None,
+    min_student_ratio: float | None,
+    min_gain: float | None,
+    max_drop: float | None,
+    min_think_closed: float | None,
 ) -> GateResult:
     """Judge the emitted checkpoint against absolute floors, against its base and against its 16-bit student.
+
+    A threshold of None asks nothing, and its check is not made.
 
     Args:
         base, student, checkpoint: graded completions of the same problems, the same samples of each.
@@ -121,7 +123,7 @@ def judge(
         "min_think_closed": min_think_closed,
     }
     for name, threshold in thresholds.items():
-        if not math.isfinite(threshold):
+        if threshold is not None and not math.isfinite(threshold):
             raise ValueError(f"gate threshold {name} has to be a finite number; got {threshold}")
 
     comparable = _check_same_problems({"base": base, "student": student, "checkpoint": checkpoint})
@@ -129,24 +131,28 @@ def judge(
     measurable = comparable.outcome == "PASS"
     scores = {name: _item_scores(rows) for name, rows in (("base", base), ("student", student), ("checkpoint", checkpoint))}
 
-    think_closed = clustered(_by_item(checkpoint, "think_closed")) if checkpoint else None
-    checks.append(_by_interval("think block closed", think_closed, min_think_closed, "share of completions"))
-    checks.append(_by_interval("accuracy", accuracy(checkpoint), min_accuracy, "pass@1"))
+    if min_think_closed is not None:
+        think_closed = clustered(_by_item(checkpoint, "think_closed")) if checkpoint else None
+        checks.append(_by_interval("think block closed", think_closed, min_think_closed, "share of completions"))
+    if min_accuracy is not None:
+        checks.append(_by_interval("accuracy", accuracy(checkpoint), min_accuracy, "pass@1"))
 
-    families = {row.source for rows in (base, student, checkpoint) for row in rows}
-    by_family = accuracy_by_family(checkpoint)
-    for family in sorted(families):
-        checks.append(_by_point(f"accuracy in {family}", by_family.get(family), min_family_accuracy, "pass@1"))
-    if not families:
-        checks.append(_by_point("accuracy by family", None, min_family_accuracy, "pass@1"))
+    if min_family_accuracy is not None:
+        by_family = accuracy_by_family(checkpoint)
+        for family in sorted({row.source for rows in (base, student, checkpoint) for row in rows}):
+            checks.append(_by_point(f"accuracy in {family}", by_family.get(family), min_family_accuracy, "pass@1"))
+        if not by_family:
+            checks.append(_by_point("accuracy by family", None, min_family_accuracy, "pass@1"))
 
-    gain = paired_difference(scores["checkpoint"], scores["base"]) if measurable else None
-    checks.append(_by_interval("gain over base", gain, min_gain, "checkpoint − base", _discordance(checkpoint, base)))
-    drop = paired_difference(scores["checkpoint"], scores["student"]) if measurable else None
-    checks.append(
-        _by_interval("drop from 16-bit student", drop, -max_drop, "checkpoint − student", _discordance(checkpoint, student))
-    )
-    checks.append(_check_ratio(accuracy(checkpoint), accuracy(student), min_student_ratio))
+    if min_gain is not None:
+        gain = paired_difference(scores["checkpoint"], scores["base"]) if measurable else None
+        checks.append(_by_interval("gain over base", gain, min_gain, "checkpoint − base", _discordance(checkpoint, base)))
+    if max_drop is not None:
+        drop = paired_difference(scores["checkpoint"], scores["student"]) if measurable else None
+        note = _discordance(checkpoint, student)
+        checks.append(_by_interval("drop from 16-bit student", drop, -max_drop, "checkpoint − student", note))
+    if min_student_ratio is not None:
+        checks.append(_check_ratio(accuracy(checkpoint), accuracy(student), min_student_ratio))
 
     outcomes = {check.outcome for check in checks}
     if "FAIL" in outcomes:

@@ -5,7 +5,7 @@ Layout of a run::
     recipe.yaml                  the resolved recipe
     problems/  traces/  ...      content-named Parquet shards, one record type a folder, readable by any Parquet reader
     traces/ledger/               one small JSON an assigned batch, written before its generation starts
-    train/  checkpoint/  ...     folders that a stage makes under a temporary name and renames when whole
+    train/  student/  checkpoint/  folders of a stage; a model folder appears under its name when it is whole
     stages/<stage>.json          what a stage read, wrote and counted; written last, so that it stands for "done"
 
 Every file is written beside its place, fsynced, renamed, and its folder fsynced: after kill -9 a file is either the whole
@@ -18,7 +18,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -159,31 +158,6 @@ class RunStore:
     def ledger(self, folder: str) -> list[dict[str, Any]]:
         """Entries of a folder's ledger: what was begun, whether or not it was committed."""
         return [json.loads(path.read_text()) for path in sorted(self.path(folder, "ledger").glob("*.json"))]
-
-    def fresh_folder(self, name: str) -> Path:
-        """An empty folder beside ``name``, to be filled and then put in its place by `install_folder`."""
-        folder = self.path(f".{name}.partial")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        return folder
-
-    def install_folder(self, partial: Path, name: str) -> Path:
-        """Put a finished folder in its place; the one that stood there goes first."""
-        target = self.path(name)
-        for file in partial.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-        if target.exists():
-            old = self.path(f".{name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            os.replace(target, old)
-            os.replace(partial, target)
-            shutil.rmtree(old)
-        else:
-            os.replace(partial, target)
-        fsync_folder(target.parent)
-        return target
 
     def commit_stage(self, manifest: StageManifest) -> None:
         """Say that a stage is done. Called after its outputs are on disk."""

@@ -330,7 +330,7 @@ def _make_trainer(
         completion_only_loss=False,
         packing=False,
         use_cpu=not torch.cuda.is_available(),
-        per_device_train_batch_size=1,
+        per_device_train_batch_size=2,  # not used, the batches are planned; TRL warns of 1
         optim="adamw_torch_fused",
         logging_steps=1,
         logging_nan_inf_filter=False,

@@ -1,19 +1,21 @@
 """A teacher behind an OpenAI-compatible chat endpoint: one request a completion, a bounded number at once.
 
-What is retried and what is not: 408, 409, 429, 5xx and broken connections are, after Retry-After (seconds or a date) or
-else full jitter; 400, 401, 403, 404 and 422 never are, because the next answer would be the same. The key comes from an
-environment variable and is written nowhere.
+What is retried and what is not: 408, 409, 429, 5xx, broken connections and bodies cut off or not JSON are, after
+Retry-After (seconds or a date) or else full jitter; every other status (400, 401, 403, 404, 422, a redirect) never is,
+because the next answer would be the same. The key comes from an environment variable, is sent to the one host alone, and
+is taken out of whatever an error quotes.
 """
 
 from __future__ import annotations
 
 import email.utils
 import json
+import math
 import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,7 +26,9 @@ from stillhouse.pipeline.records import Completion, Sampling
 RETRIED = frozenset({408, 409, 429, *range(500, 600)})
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 1800.0
 MAX_ATTEMPTS = 6
-MAX_WAIT_S = 60.0
+MAX_JITTER_S = 60.0
+MAX_RETRY_AFTER_S = 600.0
+"""An endpoint that asks for more is out of reach for this run; to knock earlier would only lengthen the ban."""
 CHARACTERS_PER_TOKEN = 4
 """Only for an endpoint that sends no usage: its token counts are then estimates."""
 
@@ -37,10 +41,11 @@ class EndpointGenerator:
         model: the endpoint's name for the model.
         api_key_env: environment variable that holds the key; None sends none.
         max_concurrent: requests under way at once.
+        max_attempts: requests made for one completion before it is given up.
         sleep: what waits between attempts, in seconds.
 
     Raises:
-        TeacherError: the variable is not set.
+        TeacherError: the variable is not set, or holds what cannot be a key.
     """
 
     def __init__(
@@ -56,7 +61,7 @@ class EndpointGenerator:
         import requests
         from requests.adapters import HTTPAdapter
 
-        self._url = f"{base_url}/chat/completions"
+        self._url = f"{base_url.rstrip('/')}/chat/completions"
         self._model = model
         self._max_concurrent = max_concurrent
         self._max_attempts = max_attempts
@@ -66,17 +71,12 @@ class EndpointGenerator:
         adapter = HTTPAdapter(pool_connections=1, pool_maxsize=max_concurrent, max_retries=0)
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
-        if api_key_env is not None:
-            key = os.environ.get(api_key_env, "")
-            if not key:
-                raise TeacherError(
-                    f"the endpoint {base_url} needs a key and the environment variable {api_key_env} is not set; export it "
-                    "where the run starts (on a cluster: in the job's environment)"
-                )
-            self._session.headers["Authorization"] = f"Bearer {key}"
+        self._key = _key_from(api_key_env, base_url) if api_key_env is not None else ""
+        if self._key:
+            self._session.headers["Authorization"] = f"Bearer {self._key}"
 
     def complete(self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling) -> list[Completion]:
-        """Complete chats, in their order.
+        """Complete chats, in their order. After one that fails for good, no further request goes out.
 
         Args:
             prompts: each the messages as JSON, see `stillhouse.teachers.tracing.render_for_teacher`.
@@ -86,7 +86,14 @@ class EndpointGenerator:
             TeacherError: the endpoint cannot be reached, refuses the request, or answers with something else.
         """
         with ThreadPoolExecutor(max_workers=self._max_concurrent) as pool:
-            return list(pool.map(lambda pair: self._one(*pair, sampling), zip(prompts, seeds)))
+            futures = [pool.submit(self._one, prompt, seed, sampling) for prompt, seed in zip(prompts, seeds, strict=True)]
+            wait(futures, return_when=FIRST_EXCEPTION)
+            for future in futures:
+                future.cancel()  # does nothing where all went well: they are done
+        for future in futures:
+            if not future.cancelled() and (error := future.exception()):
+                raise error
+        return [future.result() for future in futures]
 
     def _one(self, prompt: str, seed: int, sampling: Sampling) -> Completion:
         body = {
@@ -100,80 +107,136 @@ class EndpointGenerator:
         }
         answer = self._post(body)
         try:
-            return read_completion(answer, seed)
+            return read_completion(answer, seed, num_prompt_characters=sum(len(m["content"]) for m in body["messages"]))
         except (KeyError, IndexError, TypeError) as error:
             raise TeacherError(
-                f"{self._url} answered with JSON that is no chat completion (no {error}): {json.dumps(answer)[:200]}"
+                f"{self._url} answered with JSON that is no chat completion ({type(error).__name__}: {error}): "
+                f"{self._quote(json.dumps(answer))}"
             ) from error
 
     def _post(self, body: Mapping[str, Any]) -> Any:
         import requests
 
+        # What a connection that breaks can raise; the last two where it breaks within the body.
+        broken = (
+            requests.ConnectionError,
+            requests.Timeout,
+            requests.exceptions.ChunkedEncodingError,
+            requests.exceptions.ContentDecodingError,
+        )
+        who = f"the teacher {self._model!r} at {self._url}"
         for attempt in range(1, self._max_attempts + 1):
-            wait_s = None
+            wait_s: float | None = None
+            cause: Exception | None = None
             try:
-                response = self._session.post(self._url, json=body, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S))
-            except (requests.ConnectionError, requests.Timeout) as error:
-                what = f"cannot be reached ({type(error).__name__})"
-                cause: Exception | None = error
+                # A redirect would make a POST a GET, or carry the prompts to a host that nobody named.
+                response = self._session.post(
+                    self._url, json=body, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S), allow_redirects=False
+                )
+            except broken as error:
+                what, cause = f"cannot be reached ({type(error).__name__})", error
+            except requests.RequestException as error:
+                raise TeacherError(f"{who} cannot be asked ({type(error).__name__}); correct teacher.base_url") from error
             else:
-                if response.ok:
+                if 200 <= response.status_code < 300:
                     try:
                         return response.json()
                     except requests.exceptions.JSONDecodeError as error:
-                        what, cause = "answered 200 with something that is not JSON", error
+                        quoted = self._quote(response.text)
+                        what, cause = f"answered {response.status_code} with something that is not JSON: {quoted}", error
                 else:
-                    what, cause = f"answered {response.status_code}: {response.text[:200]!r}", None
+                    what = f"answered {response.status_code}: {self._quote(response.text)}"
+                    if response.is_redirect:
+                        what += f", a redirect to {self._quote(response.headers['Location'])}; correct teacher.base_url"
                     if response.status_code not in RETRIED:
-                        raise TeacherError(f"the teacher {self._model!r} at {self._url} {what}; this is not retried")
+                        raise TeacherError(f"{who} {what}; this is not retried")
                     wait_s = retry_after_s(response.headers.get("Retry-After"))
             if attempt == self._max_attempts:
                 raise TeacherError(
-                    f"the teacher {self._model!r} at {self._url} {what}, {attempt} times; everything committed stays, the "
-                    "same command goes on from there"
+                    f"{who} {what}, {attempt} times; everything committed stays, the same command goes on from there"
                 ) from cause
+            if wait_s is not None and wait_s > MAX_RETRY_AFTER_S:
+                raise TeacherError(
+                    f"{who} {what}, and asks to be left alone for {wait_s:.0f} s; everything committed stays, the same command "
+                    "goes on from there, then"
+                )
             # Full jitter: spread over the whole interval, so that many clients do not come back together.
-            self._sleep(min(MAX_WAIT_S, wait_s) if wait_s is not None else random.uniform(0, min(MAX_WAIT_S, 2.0**attempt)))
+            self._sleep(wait_s if wait_s is not None else random.uniform(0, min(MAX_JITTER_S, 2.0**attempt)))
         raise AssertionError("the loop returns or raises")
+
+    def _quote(self, text: str) -> str:
+        """The start of what the endpoint said, without the key: some repeat it in their refusals."""
+        return repr((text.replace(self._key, "[key]") if self._key else text)[:200])
+
+
+def _key_from(variable: str, base_url: str) -> str:
+    key = os.environ.get(variable, "").strip()  # a mounted secret often ends in a newline
+    if not key:
+        raise TeacherError(
+            f"the endpoint {base_url} needs a key and the environment variable {variable} is not set; export it where the run "
+            "starts (on a cluster: in the job's environment)"
+        )
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise TeacherError(
+            f"the environment variable {variable} holds what cannot be a key: it has blanks, line ends or characters beyond "
+            "ASCII in it; export the key alone"
+        )
+    return key
 
 
 def retry_after_s(header: str | None) -> float | None:
     """Seconds that a Retry-After header asks for, in either of its forms (RFC 9110, 10.2.3); None where it has no say."""
     if not header:
         return None
-    if header.strip().isdigit():
-        return float(header)
+    try:
+        seconds = float(header)
+        return max(0.0, seconds) if math.isfinite(seconds) else None
+    except ValueError:
+        pass  # then it is a date
     try:
         when = email.utils.parsedate_to_datetime(header)
     except ValueError:
         return None
+    if when.tzinfo is None:  # how email.utils gives a zone of -0000: UTC without a word about the place
+        when = when.replace(tzinfo=UTC)
     return max(0.0, (when - datetime.now(UTC)).total_seconds())
 
 
-def read_completion(answer: Mapping[str, Any], seed: int) -> Completion:
+def read_completion(answer: Mapping[str, Any], seed: int, *, num_prompt_characters: int = 0) -> Completion:
     """Turn a chat completion into ours: reasoning is understood as ``reasoning``, ``reasoning_content`` or inline.
 
-    Reasoning with no content is a completion cut at its length, whatever finish_reason says.
+    Reasoning with no content is a completion cut at its length, whatever finish_reason says. Inline reasoning may lack its
+    opening tag, which is then in the endpoint's prompt template; it is put back.
+
+    Args:
+        num_prompt_characters: to estimate the prompt's tokens where the endpoint does not count them.
 
     Raises:
-        KeyError, IndexError, TypeError: the answer lacks choices or a message.
+        KeyError, IndexError, TypeError: the answer lacks choices or a message, or its text is no text.
     """
     choice = answer["choices"][0]
     message = choice["message"]
-    content = message.get("content")
-    reasoning = message.get("reasoning") or message.get("reasoning_content")
+    if not isinstance(message, Mapping):
+        raise TypeError(f"the message is a {type(message).__name__}, not an object")
+    content = message.get("content") or ""
+    reasoning = message.get("reasoning") or message.get("reasoning_content") or ""
+    for name, text in (("content", content), ("reasoning", reasoning)):
+        if not isinstance(text, str):
+            raise TypeError(f"the message's {name} is a {type(text).__name__}, not text")
     finish_reason = "stop" if choice.get("finish_reason") == "stop" else "length"
-    if reasoning and content is None:
+    if reasoning.strip() and not content.strip():
         text, finish_reason = f"{THINK_OPEN}\n{reasoning}", "length"
-    elif reasoning:
+    elif reasoning.strip() and THINK_CLOSE not in content:
         text = f"{THINK_OPEN}\n{reasoning.strip()}\n{THINK_CLOSE}\n\n{content.strip()}"
+    elif THINK_CLOSE in content and THINK_OPEN not in content:
+        text = f"{THINK_OPEN}\n{content}"
     else:
-        text = content or ""
+        text = content
     usage = answer.get("usage") or {}
     return Completion(
         text=text,
         finish_reason=finish_reason,
-        num_prompt_tokens=int(usage.get("prompt_tokens") or 0),
+        num_prompt_tokens=int(usage.get("prompt_tokens") or -(-num_prompt_characters // CHARACTERS_PER_TOKEN)),
         num_completion_tokens=int(usage.get("completion_tokens") or -(-len(text) // CHARACTERS_PER_TOKEN)),
         seed=seed,
     )

@@ -46,7 +46,12 @@ def choose_tokens(logits_BV: torch.Tensor, uniform_B: torch.Tensor, *, temperatu
 
     Returns:
         shape (B,), int64.
+
+    Raises:
+        TeacherError: a row's logits are not numbers (float16 overflows in models made for bfloat16).
     """
+    if logits_BV.amax(dim=-1).isnan().any():
+        raise TeacherError("the model's logits are not numbers (NaN); load it in bfloat16 or float32")
     if temperature == 0:
         return logits_BV.argmax(dim=-1)
     probs_BV, order_BV = torch.softmax(logits_BV.double() / temperature, dim=-1).sort(dim=-1, descending=True, stable=True)
@@ -67,14 +72,20 @@ def load_tokenizer(model_path: str | Path, *, revision: str | None = None) -> An
     """
     from transformers import AutoTokenizer
 
+    if str(model_path).startswith((".", "/", "~")) and not Path(model_path).is_dir():
+        raise _cannot_load(model_path, "there is no such folder")
     try:
-        return AutoTokenizer.from_pretrained(str(model_path), revision=revision, padding_side="left")
+        tokenizer = AutoTokenizer.from_pretrained(str(model_path), revision=revision, padding_side="left")
     except (OSError, ValueError, KeyError) as error:
         raise _cannot_load(model_path, error) from error
+    # Without tokenizer files transformers makes one with an empty vocabulary, which reads every prompt as nothing.
+    if not tokenizer.encode("a", add_special_tokens=False):
+        raise _cannot_load(model_path, "there are no tokenizer files")
+    return tokenizer
 
 
-def _cannot_load(model_path: str | Path, error: Exception) -> TeacherError:
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _cannot_load(model_path: str | Path, reason: Exception | str) -> TeacherError:
+    first_line = (str(reason).strip() or type(reason).__name__).splitlines()[0]
     return TeacherError(
         f"the model {str(model_path)!r} cannot be loaded ({first_line}); give a folder with config.json, safetensors and a "
         "tokenizer, or a hub name that this machine can reach or has cached"
@@ -95,6 +106,7 @@ class TransformersGenerator:
     """
 
     def __init__(self, model_path: str | Path, *, dtype: str = "bfloat16", batch_size: int = 16, revision: str | None = None):
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
 
         self.batch_size = batch_size
@@ -102,7 +114,8 @@ class TransformersGenerator:
         self.tokenizer = load_tokenizer(model_path, revision=revision)
         try:
             self.model = AutoModelForCausalLM.from_pretrained(str(model_path), revision=revision, dtype=getattr(torch, dtype))
-        except (OSError, ValueError, KeyError) as error:
+        # RuntimeError: weights of other shapes than config.json's. ImportError: a format whose package is missing.
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             raise _cannot_load(model_path, error) from error
         self.model.to(self.device).eval()
         ids = self.model.generation_config.eos_token_id
@@ -187,5 +200,8 @@ class TransformersGenerator:
 
     def _completion(self, ids: list[int], num_prompt_tokens: int, seed: int) -> Completion:
         stopped = ids[-1] in self.stop_ids
-        text = self.tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=False)
+        # clean_up_tokenization_spaces=False: tokenizer files may ask for it, and it would delete spaces that were written.
+        text = self.tokenizer.decode(
+            ids[:-1] if stopped else ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
         return Completion(text, "stop" if stopped else "length", num_prompt_tokens, len(ids), seed)

@@ -16,6 +16,10 @@ from stillhouse.pipeline.extraction import split_reasoning
 from stillhouse.pipeline.prompts import chat_messages, opens_think_block, render_prompt
 from stillhouse.pipeline.records import SCHEMA_VERSION, Completion, Problem, Sampling, Trace, content_key
 
+_TEXT_FILES = frozenset({".json", ".jinja", ".txt", ".model"})
+_WEIGHT_FILES = frozenset({".safetensors", ".bin"})
+_END_BYTES = 1 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class TraceRequest:
@@ -90,21 +94,23 @@ def make_trace(
 
 
 def folder_revision(folder: Path) -> str:
-    """A local model's revision: hash of its config, tokenizer and weights' sizes, headers and ends.
+    """A local model's revision: hash of its config, template and tokenizer, and of its weights' sizes, headers and ends.
 
-    Reads at most 2 MiB of each weights file, so that naming a model of 60 GB costs nothing.
+    Reads at most 2 MiB of each weights file, so that naming a model of 60 GB costs nothing; everything else whole.
     """
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.suffix not in {".json", ".safetensors", ".jinja"}:
+        if path.suffix not in _TEXT_FILES | _WEIGHT_FILES:
             continue
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())
         with path.open("rb") as file:
-            digest.update(file.read(1 << 20))
-            if size > 2 << 20:
-                file.seek(-(1 << 20), 2)
-            digest.update(file.read(1 << 20))
+            if path.suffix in _TEXT_FILES or size <= 2 * _END_BYTES:
+                digest.update(file.read())
+            else:
+                digest.update(file.read(_END_BYTES))
+                file.seek(-_END_BYTES, 2)
+                digest.update(file.read())
     return digest.hexdigest()[:16]
 
 
@@ -125,6 +131,7 @@ def render_for_teacher(
 
     Raises:
         TeacherError: the model's tokenizer cannot be loaded.
+        RecipeError: it has no chat template.
     """
     if kind == "endpoint":
         return [

@@ -50,7 +50,8 @@ class VllmGenerator:
                 gpu_memory_utilization=gpu_memory_utilization,
             )
         except (OSError, ValueError, RuntimeError) as error:
-            raise TeacherError(f"vLLM cannot load {model!r}: {str(error).strip().splitlines()[0]}") from error
+            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise TeacherError(f"vLLM cannot load {model!r}: {first_line}") from error
 
     def complete(self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling) -> list[Completion]:
         """Complete rendered prompts, in their order."""
@@ -65,7 +66,8 @@ class VllmGenerator:
             for seed in seeds
         ]
         # add_special_tokens=False: the rendered prompt already holds BOS where the template wants one.
-        encoded = [self._engine.get_tokenizer().encode(prompt, add_special_tokens=False) for prompt in prompts]
+        tokenizer = self._engine.get_tokenizer()
+        encoded = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
         finished = self._engine.generate([{"prompt_token_ids": ids} for ids in encoded], params, use_tqdm=False)
         return [
             Completion(

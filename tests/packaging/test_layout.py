@@ -34,24 +34,28 @@ def test_rooms_have_no_init(room):
 
 
 def test_every_package_is_listed():
-    """A new nested folder would be missing in the wheel, and only there."""
-    holding = {
-        path.parent.relative_to(ROOT)
-        for room in ROOMS
-        for path in (ROOT / room).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".so"
-    }
+    """A new nested folder of code would be missing in the wheel, and only there."""
+    holding = {path.parent.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.py")}
     listed = PROJECT["tool"]["setuptools"]["packages"]
     assert sorted("stillhouse." + ".".join(folder.parts) for folder in holding) == sorted(listed)
 
 
 def test_folders_of_data_have_an_init():
     """importlib.resources cannot open a namespace folder under an editable install: no recipe, no tiny model would be found."""
-    for name in PROJECT["tool"]["setuptools"]["packages"]:
-        folder = ROOT.joinpath(*name.split(".")[1:])
-        has_data = any(path.suffix not in {".py", ".so"} for path in folder.iterdir() if path.is_file())
-        if has_data and folder.parent != ROOT:
-            assert (folder / "__init__.py").is_file(), f"{folder.relative_to(ROOT)} holds data and has no __init__.py"
+    data = [
+        path
+        for room in ROOMS
+        for path in (ROOT / room).rglob("*")
+        if path.is_file() and path.suffix not in {".py", ".pyc", ".so"} and path.parent != ROOT / room
+    ]
+    assert any(path.suffix == ".yaml" for path in data)
+    for path in data:
+        nested = [
+            folder for folder in path.parents if folder.is_relative_to(ROOT) and folder.parent not in (ROOT, *ROOT.parents)
+        ]
+        assert any((folder / "__init__.py").is_file() for folder in nested), (
+            f"no __init__.py on the way to {path.relative_to(ROOT)}"
+        )
 
 
 def test_names_of_test_files_differ():

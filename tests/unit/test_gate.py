@@ -227,3 +227,12 @@ def test_the_difference_names_items_won_and_lost():
     check = outcome(decide(student=480, checkpoint=478), "drop from 16-bit student")
     assert "0 items won, 2 lost, exact McNemar p = 0.5" in check.explanation
     assert check.expected == "checkpoint − student ≥ -3.0 %"
+
+
+def test_a_threshold_of_none_asks_nothing():
+    """A recipe's null must leave its check out, and the others in."""
+    result = decide(min_accuracy=None, min_gain=None, max_drop=None, min_student_ratio=None, min_think_closed=None)
+    names = {check.name for check in result.checks}
+    assert not names & {"accuracy", "gain over base", "drop from 16-bit student", "think block closed"}
+    assert any(name.startswith("accuracy in") for name in names)
+    assert decide(min_accuracy=0.99, min_gain=None).verdict == "FAIL"

@@ -1,0 +1,37 @@
+"""What the whole-run tests share: a home of their own, and the command called in an empty folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.small_demo import command
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory) -> dict[str, str]:
+    """The variables a test's processes get: a home of their own, because Ray writes a token under HOME."""
+    home = tmp_path_factory.mktemp("home")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "CI"))}
+    return kept | {
+        "HOME": str(home),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+@pytest.fixture
+def stillhouse(environment, tmp_path):
+    """Call the command in an empty folder; gives the finished process with its text."""
+
+    def call(*arguments: str, timeout_s: float = 500) -> subprocess.CompletedProcess[str]:
+        whole = list(arguments) if arguments[0] == sys.executable else command(*arguments)
+        return subprocess.run(
+            whole, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+
+    return call

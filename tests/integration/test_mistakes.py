@@ -1,0 +1,101 @@
+"""What a user gets for a wrong recipe: one sentence, no traceback, nothing lost, and the exit code that belongs to it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from stillhouse.pipeline.records import Trace
+from stillhouse.pipeline.store import RunStore
+from tests.small_demo import small_demo
+
+RECIPE = """
+name: mine
+problems:
+  train: [{{source: file, path: {problems}}}]
+  test: [{{source: reasoning_gym, task: chain_sum, size: 4, seed: 9000000}}]
+teacher: {{kind: transformers, model: {teacher}, dtype: float32, opens_think: false, sampling: {{max_new_tokens: 64}}}}
+student: {{base_model: tiny, dtype: float32}}
+train: {{learning_rate: 1.0e-3, num_steps: 2, max_length: 256, tokens_per_step: 512}}
+"""
+
+
+def write_recipe(folder, *, problems="problems.jsonl", teacher="tiny", rows=({"prompt": "1 + 1 =", "answer": "2"},)):
+    (folder / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = folder / "recipe.yaml"
+    path.write_text(RECIPE.format(problems=problems, teacher=teacher))
+    return str(path)
+
+
+def assert_one_sentence(done, code, *words):
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("stillhouse: ")]
+    assert len(said) == 1
+    for word in words:
+        assert word in said[0]
+
+
+def test_an_unknown_key(stillhouse):
+    """A typo in a key must not be ignored."""
+    assert_one_sentence(
+        stillhouse("run", "demo", "--set", "train.learnig_rate=1"), 2, "train.learnig_rate", "train.learning_rate"
+    )
+
+
+def test_an_unknown_recipe(stillhouse):
+    """A wrong name says which names there are."""
+    assert_one_sentence(stillhouse("run", "dmeo"), 2, "dmeo", "demo")
+
+
+def test_a_missing_file(stillhouse, tmp_path):
+    """A file that is not there is named."""
+    recipe = write_recipe(tmp_path, problems="nowhere.jsonl")
+    assert_one_sentence(stillhouse("run", recipe, "--out", str(tmp_path / "run")), 2, "nowhere.jsonl")
+
+
+def test_a_problem_without_an_answer(stillhouse, tmp_path):
+    """A row without a gold answer is named by its number, before a token is spent."""
+    recipe = write_recipe(tmp_path, rows=({"prompt": "1 + 1 =", "answer": "2"}, {"prompt": "1 + 2 ="}))
+    assert_one_sentence(stillhouse("run", recipe, "--out", str(tmp_path / "run")), 2, "problems.jsonl", "2", "answer")
+
+
+def test_a_gold_that_does_not_verify_itself(stillhouse, tmp_path):
+    """An answer its own verifier refuses would drop every trace of that problem."""
+    recipe = write_recipe(tmp_path, rows=({"prompt": "Which?", "answer": "\\frac{"},))
+    assert_one_sentence(stillhouse("run", recipe, "--out", str(tmp_path / "run")), 2, "problems.train")
+
+
+@pytest.mark.parametrize("teacher", ["./no/such/folder", "nobody/no-such-model"])
+def test_a_teacher_that_is_not_there(stillhouse, tmp_path, teacher):
+    """Exit code 4 tells a scheduler that trying again may help."""
+    recipe = write_recipe(tmp_path, teacher=teacher)
+    assert_one_sentence(stillhouse("run", recipe, "--out", str(tmp_path / "run")), 4, "cannot be loaded")
+
+
+def test_a_cluster_that_is_not_there(stillhouse, tmp_path):
+    """A wrong address is said as such."""
+    done = stillhouse(*small_demo(tmp_path / "run"), "--address", "127.0.0.1:1")
+    assert_one_sentence(done, 4, "127.0.0.1:1")
+
+
+def test_nothing_kept_loses_nothing(stillhouse, tmp_path):
+    """Filters that drop everything end the run with 1; the traces stay, and milder filters go on from them."""
+    out = tmp_path / "run"
+    done = stillhouse(*small_demo(out, "filters.min_tokens=5000", "filters.max_tokens=6000"))
+    assert_one_sentence(done, 1, "none of 96 traces")
+    assert len(RunStore(out).read("traces", Trace)) == 96
+    ledger = len(list((out / "traces" / "ledger").glob("*.json")))
+    again = stillhouse(*small_demo(out, verb="filter"))
+    assert again.returncode == 0, again.stderr
+    assert len(list((out / "traces" / "ledger").glob("*.json"))) == ledger
+
+
+def test_a_damaged_trace_file_stops_the_run(stillhouse, tmp_path):
+    """Exit code 5: a file is not what was committed."""
+    out = tmp_path / "run"
+    assert stillhouse(*small_demo(out, verb="generate")).returncode == 0
+    shard = RunStore(out).shards("traces")[0]
+    shard.write_bytes(shard.read_bytes()[:-7] + b"garbage")
+    assert_one_sentence(stillhouse(*small_demo(out, verb="filter")), 5, shard.name)

@@ -1,0 +1,125 @@
+"""The demo at a reduced size through a real Ray: every stage, its files, its report, and what a second run does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pyarrow.parquet as pq
+import pytest
+
+from stillhouse.pipeline.integrity import check_checkpoint
+from stillhouse.pipeline.records import Example, Trace, Verdict
+from stillhouse.pipeline.report import read_report
+from stillhouse.pipeline.store import RunStore
+from tests.small_demo import small_demo
+
+STAGES = {
+    *("problems", "traces", "filter", "examples", "train", "quantize"),
+    *("evaluate-teacher", "evaluate-base", "evaluate-student", "evaluate-checkpoint"),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, environment):
+    """One finished run, shared by the tests that only look at it."""
+    folder = tmp_path_factory.mktemp("run")
+    done = subprocess.run(
+        small_demo(folder / "demo"), cwd=folder, env=environment, capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "demo", done
+
+
+def test_every_stage_is_committed_and_the_table_is_printed(finished):
+    """A run that ends with 0 has done all of its stages."""
+    run, done = finished
+    assert {path.stem for path in (run / "stages").glob("*.json")} == STAGES
+    for row in ("teacher", "base", "16-bit student", "4-bit checkpoint", "verdict"):
+        assert row in done.stdout
+
+
+def test_the_report_says_what_the_stages_counted(finished):
+    """The report's numbers are those on disk."""
+    run, _ = finished
+    report = read_report(run / "report.json")
+    results = report.results
+    assert results.pass_at_1.checkpoint.n == results.pass_at_1.base.n == 18
+    assert results.pass_at_1.teacher.n == 6
+    assert results.num_generated == 96
+    assert results.num_lost_in_flight == 0
+    assert results.funnel[0].num_in == 96
+    assert results.funnel[-1].num_kept == len(RunStore(run).read("kept", Trace))
+    assert [point.step for point in results.loss] == list(range(1, 13))
+    assert results.loss[-1].loss < results.loss[0].loss
+    assert set(results.seconds) == STAGES
+    assert (run / report.checkpoint / "manifest.json").is_file()
+    assert report.exit_code == 0
+    plain = json.loads((run / "report.json").read_text())
+    assert set(plain["results"]["pass_at_1"]["checkpoint"]) == {"value", "low", "high", "n"}
+
+
+def test_every_dropped_trace_has_a_verdict_and_every_row_a_trace(finished):
+    """From each training row back to the completion it came from; for each completion not used, why."""
+    run, _ = finished
+    store = RunStore(run)
+    traces = {trace.key: trace for trace in store.read("traces", Trace, key="key")}
+    kept = {trace.key for trace in store.read("kept", Trace)}
+    dropped = {verdict.trace_key for verdict in store.read("verdicts", Verdict) if not verdict.keep}
+    assert kept | dropped == set(traces)
+    assert not kept & dropped
+    examples = store.read("examples", Example)
+    assert {example.trace_key for example in examples} == kept
+    for example in examples:
+        assert example.problem_id == traces[example.trace_key].problem_id
+
+
+def test_the_emitted_checkpoint_is_sound(finished):
+    """What a user takes away passes the integrity check, card included."""
+    run, _ = finished
+    report = check_checkpoint(run / "checkpoint")
+    assert report.ok, report.problems
+    card = (run / "checkpoint" / "README.md").read_text()
+    assert "4-bit checkpoint" in card
+    assert "pass@1" in card
+
+
+def test_traces_are_readable_without_us(finished):
+    """The traces were paid for: pyarrow alone reads them."""
+    run, _ = finished
+    table = pq.read_table(sorted((run / "traces").glob("*.parquet")))
+    assert table.num_rows == 96
+    assert set(table.column("finish_reason").to_pylist()) <= {"stop", "length"}
+
+
+def test_a_finished_run_is_not_done_again(finished, environment):
+    """The same command on a finished run starts no Ray, generates nothing, and gives the same results."""
+    run, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.parquet")}
+    results = read_report(run / "report.json").results
+    done = subprocess.run(
+        small_demo(run), cwd=run.parent, env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("committed already") == len(STAGES)
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*.parquet")} == before
+    assert read_report(run / "report.json").results == results
+
+
+def test_stage_commands_work_alone_and_ask_for_what_is_missing(stillhouse, tmp_path):
+    """``filter`` before ``generate`` says which command to run; after it, it needs no teacher."""
+    out = tmp_path / "run"
+    early = stillhouse(*small_demo(out, verb="filter"))
+    assert early.returncode == 2
+    assert "stillhouse generate" in early.stderr
+    assert "Traceback" not in early.stderr
+    generated = stillhouse(*small_demo(out, verb="generate"))
+    assert generated.returncode == 0, generated.stderr
+    filtered = stillhouse(*small_demo(out, "select.per_problem=2", verb="filter"))
+    assert filtered.returncode == 0, filtered.stderr
+    store = RunStore(out)
+    once = len(store.read("kept", Trace))
+    again = stillhouse(*small_demo(out, "select.per_problem=1", verb="filter"))
+    assert again.returncode == 0, again.stderr
+    assert len(store.read("kept", Trace)) < once
+    assert len(store.read("traces", Trace)) == 96
