@@ -27,6 +27,6 @@ def exact_duplicates(traces: Iterable[Trace]) -> list[Verdict]:
     for trace in traces:
         key = content_key(trace.problem_id, normalized_text(trace.completion))
         original = first.setdefault(key, trace.key)
-        if original is not trace.key:
+        if original != trace.key:
             verdicts.append(Verdict(trace.key, "exact_dedup", DEDUP_VERSION, False, "duplicate of an earlier trace", original))
     return verdicts

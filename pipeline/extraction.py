@@ -23,11 +23,6 @@ class ParsedCompletion:
     answer_text: str | None
 
 
-def opens_think(rendered_prompt: str) -> bool:
-    """Tell whether a rendered prompt already ends with an opened think block (R1-Distill's template does)."""
-    return rendered_prompt.rstrip().endswith(THINK_OPEN)
-
-
 def split_reasoning(completion: str, *, prompt_opens_think: bool = False) -> ParsedCompletion:
     """Split a completion into its reasoning and what follows it.
 
@@ -75,3 +70,14 @@ def strict_answer(completion: str) -> str | None:
     r"""Return the last balanced ``\boxed{...}`` after the last ``</think>``; None without a ``</think>`` or a box after it."""
     _, closed, after = completion.rpartition(THINK_CLOSE)
     return boxed_answer(after) if closed else None
+
+
+def graded_answer(completion: str) -> str | None:
+    r"""Return the answer that a score counts: the last box after the think block, or of the whole where there is no block.
+
+    A model that never learnt to think (the base student) is so measured by what it answers, and a think block that was
+    opened and not closed still counts as no answer. Training labels go by `strict_answer`.
+    """
+    if THINK_OPEN in completion or THINK_CLOSE in completion:
+        return strict_answer(completion)
+    return boxed_answer(completion)

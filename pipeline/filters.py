@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from stillhouse.pipeline.extraction import THINK_CLOSE, THINK_OPEN, opens_think, split_reasoning, strict_answer
+from stillhouse.pipeline.extraction import THINK_CLOSE, THINK_OPEN, split_reasoning, strict_answer
+from stillhouse.pipeline.prompts import opens_think_block
 from stillhouse.pipeline.records import Trace, Verdict
 
 FILTERS_VERSION = 1
@@ -56,7 +57,7 @@ class ThinkBlock:
 
     def __call__(self, trace: Trace) -> Drop | None:
         text = trace.completion
-        in_prompt = opens_think(trace.rendered_prompt)
+        in_prompt = opens_think_block(trace.rendered_prompt)
         num_open, num_close = text.count(THINK_OPEN) + in_prompt, text.count(THINK_CLOSE)
         counts = f"{num_open} opened, {num_close} closed"
         if num_open == 0:

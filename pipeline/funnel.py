@@ -52,6 +52,8 @@ def filter_traces(
 ) -> FilterResult:
     """Filter, verify, deduplicate, decontaminate and select traces; the same whatever the order they come in.
 
+    A trace that comes twice under one key (a store may deliver at least once) counts once.
+
     Args:
         problems: at least the problems that the traces answer.
         test_problems: what the student will be judged on; no kept trace shows one.
@@ -65,7 +67,8 @@ def filter_traces(
         RecipeError: a problem's kind has no verifier.
     """
     by_id = {problem.id: problem for problem in problems}
-    left = sorted(traces, key=lambda trace: (trace.problem_id, trace.sample_index, trace.key))
+    once = {trace.key: trace for trace in traces}
+    left = sorted(once.values(), key=lambda trace: (trace.problem_id, trace.sample_index, trace.key))
     for trace in left:
         if trace.problem_id not in by_id:
             raise ValueError(f"trace {trace.key[:12]} answers problem {trace.problem_id[:12]}, which is not among the problems")

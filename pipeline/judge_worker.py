@@ -177,9 +177,9 @@ def _answer(request: dict[str, Any]) -> dict[str, str]:
                     request["task"], request["options"], request["entry"], request["answer"], request["must_be_plain"]
                 )
     except MemoryError:
-        return {"outcome": "undecided", "reason": f"the check needed more than {MEMORY_LIMIT_BYTES >> 30} GiB of memory"}
+        outcome, reason = "undecided", f"the check needed more than {MEMORY_LIMIT_BYTES >> 30} GiB of memory"
     except BaseException as error:  # SystemExit and the like from model text must not end the worker
-        return {"outcome": "undecided", "reason": f"the check raised {type(error).__name__}: {str(error)[:120]}"}
+        outcome, reason = "undecided", f"the check raised {type(error).__name__}: {str(error)[:120]}"
     finally:
         _judging = False
     return {"outcome": outcome, "reason": reason}

@@ -66,12 +66,14 @@ def local_problems(
     split: Split,
     prompt_field: str = "prompt",
     answer_field: str = "answer",
+    answer_after: str | None = None,
     kind: str = "math",
     limit: int | None = None,
 ) -> list[Problem]:
     """Read problems from a ``.jsonl`` or ``.parquet`` file, on any path that fsspec opens.
 
-    Numbers become text as they are written (``1.50`` stays ``1.50``). ``limit`` reads the first rows only.
+    Numbers become text as they are written (``1.50`` stays ``1.50``). ``limit`` reads the first rows only. With
+    ``answer_after``, the answer is what follows its last occurrence in the field (``"#### "`` for GSM8K).
 
     Raises:
         RecipeError: no such file, another file type, a line that is not a JSON object, or a row without a prompt or an
@@ -92,7 +94,17 @@ def local_problems(
     try:
         with opened as file:
             rows = readers[suffix](file, path)
-            return _problems_of_rows(rows, path, split, prompt_field, answer_field, kind, limit, source=path.rsplit("/", 1)[-1])
+            return _problems_of_rows(
+                rows,
+                path,
+                split,
+                prompt_field,
+                answer_field,
+                kind,
+                limit,
+                source=path.rsplit("/", 1)[-1],
+                answer_after=answer_after,
+            )
     except OSError as error:
         raise RecipeError(f"cannot read problems from {path}: {error}") from error
 
@@ -105,8 +117,10 @@ def dataset_problems(
     split: Split,
     prompt_field: str,
     answer_field: str,
+    answer_after: str | None = None,
     kind: str,
     limit: int | None,
+    revision: str | None = None,
 ) -> list[Problem]:
     """Read problems from a Hugging Face data set, or from a local folder that ``datasets.load_dataset`` understands.
 
@@ -117,13 +131,23 @@ def dataset_problems(
     import datasets
 
     try:
-        rows = datasets.load_dataset(name, subset, split=dataset_split)
+        rows = datasets.load_dataset(name, subset, split=dataset_split, revision=revision)
     except Exception as error:  # load_dataset raises whatever its file systems, builders and hub client raise
         first_line = str(error).partition("\n")[0][:300]
         what = f"the data set {name!r} (subset {subset!r}, split {dataset_split!r})"
         raise RecipeError(f"cannot load {what}: {type(error).__name__}: {first_line}") from error
     numbered = enumerate(iter(rows), 1)
-    return _problems_of_rows(numbered, f"data set {name!r}", split, prompt_field, answer_field, kind, limit, source=name)
+    return _problems_of_rows(
+        numbered,
+        f"data set {name!r}",
+        split,
+        prompt_field,
+        answer_field,
+        kind,
+        limit,
+        source=name,
+        answer_after=answer_after,
+    )
 
 
 def _jsonl_rows(file: Any, path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -164,6 +188,7 @@ def _problems_of_rows(
     limit: int | None,
     *,
     source: str,
+    answer_after: str | None,
 ) -> list[Problem]:
     problems = []
     for number, row in rows:
@@ -178,6 +203,11 @@ def _problems_of_rows(
                 has = "is empty" if field in row else f"is missing; the row has {', '.join(map(str, row)) or 'nothing'}"
                 raise RecipeError(f"{where}, row {number}: field {field!r} {has}")
             texts.append(str(value).strip())
+        if answer_after is not None:
+            _, marker, gold = texts[1].rpartition(answer_after)
+            if not marker or not gold.strip():
+                raise RecipeError(f"{where}, row {number}: field {answer_field!r} has nothing behind {answer_after!r}")
+            texts[1] = gold.strip()
         problems.append(Problem(texts[0], texts[1], kind, source, split))
     if not problems:
         raise RecipeError(f"{where}: no rows, so no problems")

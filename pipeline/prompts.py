@@ -7,9 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from jinja2 import TemplateError
+
 from stillhouse.pipeline.errors import RecipeError
 
 THINK_PREFIX = "<think>\n"
+TEMPLATE_DATE = "26 Jul 2024"
+"""The date that Llama-3.2's template prints when asked for none. A template that printed today's would make every prompt,
+and with it every trace's key, another one tomorrow. Templates without a date ignore it."""
 
 
 def chat_messages(problem_prompt: str, *, system_prompt: str | None, prompt_suffix: str) -> list[dict[str, str]]:
@@ -29,7 +34,7 @@ def render_prompt(
         opens_think: end the prompt with an opened think block. A template that opens one by itself is left as it is.
 
     Raises:
-        RecipeError: the tokenizer has no chat template.
+        RecipeError: the tokenizer has no chat template, or one that refuses the messages.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise RecipeError(
@@ -37,7 +42,14 @@ def render_prompt(
             "cannot be put to it; use an instruct model, or put a chat_template.jinja into the model's folder"
         )
     messages = chat_messages(problem_prompt, system_prompt=system_prompt, prompt_suffix=prompt_suffix)
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, date_string=TEMPLATE_DATE)
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise RecipeError(
+            f"the chat template of {getattr(tokenizer, 'name_or_path', 'this model')!r} refuses messages of the roles {roles} "
+            f"({error}); a template without a system role needs teacher.system_prompt: null"
+        ) from error
     if opens_think and not text.rstrip().endswith("<think>"):
         text += THINK_PREFIX
     return text

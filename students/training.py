@@ -317,6 +317,7 @@ def _make_trainer(
 
         def _save_checkpoint(self, model, trial):
             super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # each process has its own random state to write
             if self.args.should_save:
                 _mark_complete(checkpoints / f"checkpoint-{self.state.global_step}")
 
@@ -383,7 +384,7 @@ def _latest_complete_checkpoint(checkpoints: Path) -> Path | None:
         ):
             found.append((int(checkpoint.name.rpartition("-")[2]), checkpoint))
         else:
-            shutil.rmtree(checkpoint)
+            shutil.rmtree(checkpoint, ignore_errors=True)  # several processes may be at it; a rest is never used
     return max(found)[1] if found else None
 
 

@@ -13,9 +13,9 @@ import json
 import math
 import os
 import random
-import time
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -42,7 +42,7 @@ class EndpointGenerator:
         api_key_env: environment variable that holds the key; None sends none.
         max_concurrent: requests under way at once.
         max_attempts: requests made for one completion before it is given up.
-        sleep: what waits between attempts, in seconds.
+        sleep: what waits between attempts, in seconds; None waits on the clock, and no longer than the others go on.
 
     Raises:
         TeacherError: the variable is not set, or holds what cannot be a key.
@@ -56,7 +56,7 @@ class EndpointGenerator:
         api_key_env: str | None = None,
         max_concurrent: int = 16,
         max_attempts: int = MAX_ATTEMPTS,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], object] | None = None,
     ):
         import requests
         from requests.adapters import HTTPAdapter
@@ -85,17 +85,24 @@ class EndpointGenerator:
         Raises:
             TeacherError: the endpoint cannot be reached, refuses the request, or answers with something else.
         """
-        with ThreadPoolExecutor(max_workers=self._max_concurrent) as pool:
-            futures = [pool.submit(self._one, prompt, seed, sampling) for prompt, seed in zip(prompts, seeds, strict=True)]
-            wait(futures, return_when=FIRST_EXCEPTION)
-            for future in futures:
-                future.cancel()  # does nothing where all went well: they are done
-        for future in futures:
-            if not future.cancelled() and (error := future.exception()):
-                raise error
-        return [future.result() for future in futures]
+        failures: list[Exception] = []
+        failed = threading.Event()
 
-    def _one(self, prompt: str, seed: int, sampling: Sampling) -> Completion:
+        def one(prompt: str, seed: int) -> Completion | None:
+            try:
+                return self._one(prompt, seed, sampling, failed)
+            except Exception as error:  # raised below, in the caller's thread; the first one tells what went wrong
+                failures.append(error)
+                failed.set()
+                return None
+
+        with ThreadPoolExecutor(max_workers=self._max_concurrent) as pool:
+            completions = list(pool.map(one, prompts, seeds))
+        if failures:
+            raise failures[0]
+        return completions
+
+    def _one(self, prompt: str, seed: int, sampling: Sampling, failed: threading.Event) -> Completion:
         body = {
             "model": self._model,
             "messages": json.loads(prompt),
@@ -105,7 +112,7 @@ class EndpointGenerator:
             "n": 1,
             "seed": seed % 2**31,
         }
-        answer = self._post(body)
+        answer = self._post(body, failed)
         try:
             return read_completion(answer, seed, num_prompt_characters=sum(len(m["content"]) for m in body["messages"]))
         except (KeyError, IndexError, TypeError) as error:
@@ -114,7 +121,7 @@ class EndpointGenerator:
                 f"{self._quote(json.dumps(answer))}"
             ) from error
 
-    def _post(self, body: Mapping[str, Any]) -> Any:
+    def _post(self, body: Mapping[str, Any], failed: threading.Event) -> Any:
         import requests
 
         # What a connection that breaks can raise; the last two where it breaks within the body.
@@ -126,6 +133,8 @@ class EndpointGenerator:
         )
         who = f"the teacher {self._model!r} at {self._url}"
         for attempt in range(1, self._max_attempts + 1):
+            if failed.is_set():
+                raise TeacherError(f"{who} was not asked again, because another request of the same call had failed")
             wait_s: float | None = None
             cause: Exception | None = None
             try:
@@ -161,7 +170,9 @@ class EndpointGenerator:
                     "goes on from there, then"
                 )
             # Full jitter: spread over the whole interval, so that many clients do not come back together.
-            self._sleep(wait_s if wait_s is not None else random.uniform(0, min(MAX_JITTER_S, 2.0**attempt)))
+            if wait_s is None:
+                wait_s = random.uniform(0, min(MAX_JITTER_S, 2.0**attempt))
+            (self._sleep or failed.wait)(wait_s)
         raise AssertionError("the loop returns or raises")
 
     def _quote(self, text: str) -> str:

@@ -69,14 +69,6 @@ def _trace() -> Trace:
     )  # fmt: skip
 
 
-def _compare(path: Path, content: dict, refresh: bool) -> None:
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    if refresh:
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    assert json.loads(path.read_text(encoding="utf-8")) == content, f"{path.name} changed: review with --refresh-golden"
-
-
 @pytest.mark.parametrize("opens_think", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_of_each_family_stay_as_reviewed(family, opens_think, request):
@@ -94,8 +86,12 @@ def test_rows_of_each_family_stay_as_reviewed(family, opens_think, request):
         "masked": [token for token, mask in zip(tokens, masked) if mask],
         "learnt": [token for token, mask in zip(tokens, masked) if not mask],
     }
-    name = f"{family}{'.opens_think' if opens_think else ''}.json"
-    _compare(FOLDER / "rendered" / name, content, request.config.getoption("--refresh-golden"))
+    path = FOLDER / "rendered" / f"{family}{'.opens_think' if opens_think else ''}.json"
+    if request.config.getoption("--refresh-golden"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    reviewed = json.loads(path.read_text(encoding="utf-8"))
+    assert content == reviewed, f"{path.name} changed: write it anew with --refresh-golden and review the diff"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

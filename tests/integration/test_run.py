@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -123,3 +125,20 @@ def test_stage_commands_work_alone_and_ask_for_what_is_missing(stillhouse, tmp_p
     assert again.returncode == 0, again.stderr
     assert len(store.read("kept", Trace)) < once
     assert len(store.read("traces", Trace)) == 96
+
+
+def test_a_stranger_measures_the_same_on_the_emitted_checkpoint(finished, environment):
+    """What the report says of the checkpoint is what transformers and compressed-tensors give without our code."""
+    run, _ = finished
+    script = Path(__file__).parents[1] / "standalone_eval.py"
+    arguments = [sys.executable, str(script), str(run / "checkpoint"), "--seed", "9000000", "--size", "6"]
+    done = subprocess.run(
+        [*arguments, "--max-new-tokens", "96"],
+        cwd=run.parent, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout.splitlines()[-1])
+    assert measured["stillhouse_imported"] is False
+    reported = read_report(run / "report.json").results.pass_at_1.checkpoint
+    assert measured["n"] == reported.n
+    assert measured["accuracy"] == pytest.approx(reported.value)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -121,6 +125,32 @@ def test_gradient_checkpointing_changes_no_weight(model_dir, uninterrupted, tmp_
     ours = load_file(result.adapter_dir / "adapter_model.safetensors")
     for name, tensor in load_file(uninterrupted.adapter_dir / "adapter_model.safetensors").items():
         torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+WORKER = """
+import json, sys
+from stillhouse.pipeline.records import Example
+from stillhouse.students.training import train_lora
+model_dir, output_dir, rows, settings = json.loads(sys.argv[1])
+rows = [Example(key, trace, problem, tuple(ids), tuple(labels), t) for key, trace, problem, ids, labels, t in rows]
+result = train_lora(model_dir, rows, output_dir, num_steps=10, **settings)
+if __import__("os").environ["RANK"] == "0":
+    open(output_dir + "/losses.json", "w").write(json.dumps([point.loss for point in result.history]))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(model_dir, uninterrupted, tmp_path):
+    """If this failed, training on several workers would see other batches, or weigh their rows differently."""
+    rows = [dataclasses.astuple(row) for row in make_rows()]
+    (tmp_path / "worker.py").write_text(WORKER)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = json.dumps([str(model_dir), str(tmp_path), rows, SETTINGS])
+    command = [*launch, str(tmp_path / "worker.py"), arguments]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    losses = json.loads((tmp_path / "losses.json").read_text())
+    assert losses == pytest.approx([point.loss for point in uninterrupted.history], rel=1e-3)
 
 
 def test_a_killed_training_goes_on_to_the_same_adapter(model_dir, uninterrupted, tmp_path):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from stillhouse.pipeline.extraction import ParsedCompletion, boxed_answer, opens_think, split_reasoning, strict_answer
+from stillhouse.pipeline.extraction import ParsedCompletion, boxed_answer, graded_answer, split_reasoning, strict_answer
+from stillhouse.pipeline.prompts import opens_think_block
 
 NOTHING = ParsedCompletion(None, None)
 
@@ -71,5 +72,21 @@ def test_exactly_one_closed_think_block_is_split(completion, in_prompt, parsed):
 
 def test_prefilled_think_tag_is_seen_at_the_prompts_end_only():
     """R1-Distill's template opens the block in the prompt; a system prompt that merely mentions the tag does not."""
-    assert opens_think("<|User|>2+2?<|Assistant|><think>\n")
-    assert not opens_think("Reason inside <think> tags. 2+2?")
+    assert opens_think_block("<|User|>2+2?<|Assistant|><think>\n")
+    assert not opens_think_block("Reason inside <think> tags. 2+2?")
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        (r"\boxed{7}", "7"),
+        (r"<think>7? \boxed{7}</think>It is \boxed{8}", "8"),
+        (r"<think>so \boxed{7}", None),
+        (r"so \boxed{7}</think>\boxed{8}", "8"),
+        (r"so \boxed{7}</think>", None),
+        ("seven", None),
+    ],
+)
+def test_a_score_counts_a_direct_answer_and_no_unfinished_thought(completion, answer):
+    """The base, which never thinks, is measured by its answers; a student that never stops thinking gets nothing."""
+    assert graded_answer(completion) == answer

@@ -86,6 +86,12 @@ def test_the_order_of_the_traces_changes_nothing():
         assert run(random.Random(shuffle_seed).sample(traces, len(traces))) == expected
 
 
+def test_a_trace_delivered_twice_counts_once():
+    """Stores deliver at least once; the second copy must neither weigh double nor drop the first as its duplicate."""
+    traces = all_kinds_of_traces()
+    assert run(traces + traces) == run(traces)
+
+
 def test_a_stage_that_drops_nothing_still_has_a_row():
     """A missing row reads as a stage that did not run."""
     result = run([make_trace(p, 0, worked(p)) for p in TRAIN], per_problem=1)

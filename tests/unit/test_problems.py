@@ -176,3 +176,14 @@ def test_disjoint_compares_texts_and_keeps_the_first():
     assert kept == [first, other]
     assert removed == [same, again]
     assert disjoint(kept, held_out) == (kept, [])
+
+
+def test_the_answer_can_stand_behind_a_marker(tmp_path):
+    """GSM8K's gold ends a worked solution: only what follows the last marker is the answer."""
+    path = tmp_path / "gsm.jsonl"
+    path.write_text(json.dumps({"question": "How many?", "answer": "2 #### no\n#### 1,072"}) + "\n")
+    fields = {"split": "train", "prompt_field": "question", "answer_after": "#### "}
+    assert [problem.answer for problem in local_problems(str(path), **fields)] == ["1,072"]
+    path.write_text(json.dumps({"question": "How many?", "answer": "72"}) + "\n")
+    with pytest.raises(RecipeError, match=r"row 1.*'#### '"):
+        local_problems(str(path), **fields)

@@ -143,7 +143,7 @@ def test_a_forked_process_judges_for_itself():
     assert verify(math_problem("x+2"), "2+x").outcome == "correct"
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
-    child = context.Process(target=_judge_in_fork, args=(queue,))
+    child = context.Process(target=_judge_in_fork, args=(queue,), daemon=True)
     with judge_process._lock:  # as when another thread is being judged at this moment
         child.start()
     outcome, worker_pid = queue.get(timeout=60)

@@ -1,0 +1,99 @@
+"""The generator pool on a real local Ray: order, dead workers, errors in the user's terms."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import psutil
+import pytest
+
+from stillhouse.jobs.cluster import ray_session
+from stillhouse.jobs.generators import GeneratorPool, GeneratorSpec, chunks
+from stillhouse.jobs.sources import resolve_teacher
+from stillhouse.pipeline.errors import ClusterError, TeacherError
+from stillhouse.pipeline.records import Sampling
+
+PROMPT = "<|im_start|>user\nSolve the following multiplication: {} * 12. Give only the result as your final answer.<|im_end|>\n"
+SAMPLING = Sampling(0.6, 0.95, 40)
+
+
+@pytest.fixture(scope="module")
+def ray(tmp_path_factory):
+    """A local Ray with a home of its own."""
+    home = os.environ.get("HOME", "")
+    os.environ["HOME"] = str(tmp_path_factory.mktemp("home"))
+    try:
+        with ray_session(None, object_store_mb=100, num_cpus=2) as session:
+            yield session
+    finally:
+        os.environ["HOME"] = home
+
+
+@pytest.fixture
+def spec():
+    return GeneratorSpec("transformers", resolve_teacher("tiny"), dtype="float32", batch_size=4)
+
+
+def run(pool, prompts, before=None):
+    batches = chunks(list(enumerate(prompts)), 4)
+    found = {}
+    arriving = pool.map(
+        batches,
+        prompts=lambda batch: [text for _, text in batch],
+        seeds=lambda batch: [number for number, _ in batch],
+        sampling=SAMPLING,
+        before=before,
+    )
+    for batch, completions, seconds in arriving:
+        assert seconds > 0
+        found.update({number: done.text for (number, _), done in zip(batch, completions)})
+    return [found[number] for number in range(len(prompts))]
+
+
+def prompts(count):
+    return [PROMPT.format(number + 10) + "<|im_start|>assistant\n" for number in range(count)]
+
+
+def test_every_prompt_is_answered_once_whatever_the_number_of_actors(ray, spec):
+    """Two actors give what one gives: a row depends on its prompt and seed, not on who generated it."""
+    handed = []
+    with GeneratorPool(ray, spec, num_actors=1) as pool:
+        alone = run(pool, prompts(10), before=handed.append)
+    assert [len(batch) for batch in handed] == [4, 4, 2]
+    with GeneratorPool(ray, spec, num_actors=2) as pool:
+        assert run(pool, prompts(10)) == alone
+
+
+def test_a_killed_worker_costs_its_batch_and_not_the_run(ray, spec):
+    """A worker lost to the kernel's memory killer is started again and its batch handed out again."""
+    killed = []
+
+    def kill_once(batch):
+        if not killed:
+            actors = [p for p in psutil.process_iter(["cmdline"]) if "GeneratorActor" in " ".join(p.info["cmdline"] or ())]
+            killed.append([os.kill(process.pid, signal.SIGKILL) for process in actors])
+
+    with GeneratorPool(ray, spec, num_actors=1) as pool:
+        expected = run(pool, prompts(6))
+        assert run(pool, prompts(6), before=kill_once) == expected
+    assert killed[0], "no worker was killed, so nothing was tested"
+
+
+def test_a_worker_that_always_dies_ends_the_run_in_words(ray, spec):
+    """After some attempts the user is told what to lower."""
+
+    def kill(batch):
+        for process in psutil.process_iter(["cmdline"]):
+            if "GeneratorActor" in " ".join(process.info["cmdline"] or ()):
+                process.kill()
+
+    with GeneratorPool(ray, spec, num_actors=1, restarts=0) as pool, pytest.raises(ClusterError, match="batch_size"):
+        run(pool, prompts(2), before=kill)
+
+
+def test_a_model_that_is_not_there_is_the_teachers_error(ray):
+    """What the actor raised while loading comes back as its own sentence."""
+    missing = GeneratorSpec("transformers", "./no/such/model")
+    with pytest.raises(TeacherError, match="no/such/model"), GeneratorPool(ray, missing, num_actors=1):
+        pass
