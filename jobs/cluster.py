@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from stillhouse.jobs.environment import settle_environment, worker_environment
 from stillhouse.pipeline.errors import ClusterError, StillhouseError
 
+CONNECT_TIMEOUT_S = 10.0
 OBJECT_STORE_MB = 256
 """Shared memory of a local Ray unless the recipe says otherwise: traces are text, and small."""
 
@@ -30,20 +33,22 @@ def ray_session(address: str | None, *, object_store_mb: int | None = None, num_
     Raises:
         ClusterError: there is no Ray at that address.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray's own retries would hide a task that dies for want of memory; ours say what happened.
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    settle_environment()
     import ray
 
     already = ray.is_initialized()
     if not already:
         settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": "stillhouse"}
         if address is None:
+            # Without "local", Ray joins whatever cluster it finds on this machine.
+            settings["address"] = "local"
             settings["num_cpus"] = max(num_cpus or 0, os.cpu_count() or 1)
             settings["include_dashboard"] = False
             settings["object_store_memory"] = (object_store_mb or OBJECT_STORE_MB) << 20
         else:
+            _require_answer(address)
             settings["address"] = address
+            settings["runtime_env"] = {"env_vars": worker_environment()}
         try:
             ray.init(**settings)
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
@@ -56,6 +61,20 @@ def ray_session(address: str | None, *, object_store_mb: int | None = None, num_
     finally:
         if not already:
             ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Refuse a host and port where nothing listens at once: Ray itself would look for many minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return  # "auto" and the like are Ray's to find
+    try:
+        socket.create_connection((host.removeprefix("ray://"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise ClusterError(
+            f"nothing answers at {address!r} ({first_line(error)}); give the address that `ray start --head` printed, or "
+            "leave --address away for a local run"
+        ) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -66,21 +66,29 @@ def build_generator(spec: GeneratorSpec) -> Any:
 
 
 class _GeneratorActor:
-    """Lives in a Ray worker; holds one loaded generator."""
+    """Lives in a Ray worker; holds one loaded generator.
+
+    The model is loaded by the first call and not by the constructor: what a constructor raises reaches the driver as text
+    only, and a restarted actor loads again by itself.
+    """
 
     def __init__(self, spec: GeneratorSpec, num_threads: int):
-        if spec.kind == "transformers":
-            import torch
+        self._spec = spec
+        self._num_threads = num_threads
+        self._generator: Any = None
 
-            torch.set_num_threads(num_threads)
-        self.generator = build_generator(spec)
+    def load(self) -> None:
+        if self._generator is None:
+            if self._spec.kind == "transformers":
+                import torch
 
-    def ready(self) -> bool:
-        return True
+                torch.set_num_threads(self._num_threads)
+            self._generator = build_generator(self._spec)
 
     def complete(self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling) -> tuple[list[Completion], float]:
+        self.load()
         started = time.monotonic()
-        completions = self.generator.complete(prompts, seeds, sampling)
+        completions = self._generator.complete(prompts, seeds, sampling)
         return completions, time.monotonic() - started
 
 
@@ -99,7 +107,7 @@ class GeneratorPool:
 
     def __enter__(self) -> GeneratorPool:
         try:
-            self._ray.get([actor.ready.remote() for actor in self._actors])
+            self._ray.get([actor.load.remote() for actor in self._actors])
         except Exception as error:  # whatever a worker raises while it loads: said in the user's terms
             self.__exit__()
             raise meant_error(error) from error

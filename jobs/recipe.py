@@ -333,7 +333,10 @@ class Quantize(Section):
 
 
 class Gate(Section):
-    """How base, student and checkpoint are measured, and what the checkpoint must reach; intervals are of 95 %."""
+    """How base, student and checkpoint are measured, and what the checkpoint must reach; intervals are of 95 %.
+
+    A threshold of null asks nothing.
+    """
 
     num_problems: PositiveInt | None = None
     """At most this many test problems, taken evenly from the sources; null takes all."""
@@ -343,17 +346,17 @@ class Gate(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     batch_size: PositiveInt = 32
     max_new_tokens: PositiveInt = 32768
-    min_accuracy: Share = 0.0
+    min_accuracy: Share | None = None
     """Floor of the checkpoint's pass@1, by its interval."""
-    min_family_accuracy: Share = 0.0
+    min_family_accuracy: Share | None = None
     """Floor of the checkpoint's pass@1 on each source of problems, by the point estimate."""
-    min_student_ratio: Share = 0.95
+    min_student_ratio: Share | None = 0.95
     """Floor of the checkpoint's pass@1 over the 16-bit student's, by the point estimates."""
-    min_gain: Annotated[float, Field(ge=-1, le=1)] = 0.0
+    min_gain: Annotated[float, Field(ge=-1, le=1)] | None = 0.0
     """Floor of the checkpoint's pass@1 minus the base's, paired by problem, by the interval."""
-    max_drop: Share = 0.1
+    max_drop: Share | None = 0.1
     """The 16-bit student's pass@1 minus the checkpoint's, paired by problem, at most; by the interval."""
-    min_think_closed: Share = 0.0
+    min_think_closed: Share | None = None
     """Floor of the share of the checkpoint's completions whose think block closes, by the interval."""
     teacher_problems: Count = 100
     """Test problems for the teacher's own score; 0 leaves it out."""

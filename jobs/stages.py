@@ -40,11 +40,13 @@ def problems_stage(run: RunState) -> None:
     section = run.recipe.problems.model_dump(mode="json")
 
     def work(_: str) -> StageOutput:
-        kept, removed = load_problems(run.recipe)
+        kept, left_out = load_problems(run.recipe)
+        for name, count in left_out.items():
+            if count:
+                run.reporter.note(f"  {name.removeprefix('num_').replace('_', ' in ')}: {count}, left out")
         rows = [problem for split in ("train", "validation", "test") for problem in kept[split]]
         files = run.store.replace_shards("problems", Problem, rows)
-        counts = {f"num_{split}": len(kept[split]) for split in kept}
-        return StageOutput(tuple(files), counts | {f"num_removed_{split}": count for split, count in removed.items()})
+        return StageOutput(tuple(files), {f"num_{split}": len(kept[split]) for split in kept} | left_out)
 
     run.stage(
         "problems",
@@ -53,6 +55,23 @@ def problems_stage(run: RunState) -> None:
         settings={"problems": section, "files": file_hashes(run.recipe)},
         inputs={},
         work=work,
+    )
+
+
+def check_student(run: RunState) -> None:
+    """Load the student's tokenizer and put a problem to it: a base without a chat template must not cost a teacher's tokens.
+
+    Raises:
+        RecipeError: there is no such model, or it cannot be asked.
+    """
+    recipe = run.recipe
+    example = read_problems(run)[:1]
+    remote.render_for_student(
+        recipe.student.base_model,
+        recipe.student.revision,
+        [problem.prompt for problem in example],
+        recipe.teacher.system_prompt,
+        recipe.teacher.prompt_suffix,
     )
 
 
@@ -118,6 +137,7 @@ def traces_stage(run: RunState) -> None:
     def work(_: str) -> StageOutput:
         from stillhouse.teachers.tracing import make_trace
 
+        check_student(run)
         problems = [problem for problem in read_problems(run) if problem.split == "train"]
         requests = _teacher_requests(run, problems, samples, run.recipe.seed)
         committed = set(run.store.read_column("traces", "key"))

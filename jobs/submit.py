@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.jobs.cluster import first_line
+from stillhouse.jobs.environment import worker_environment
 from stillhouse.jobs.recipe import FileSource, Recipe
 from stillhouse.pipeline.errors import ClusterError, ExitCode, RecipeError
 
@@ -65,7 +66,7 @@ def submit(recipe: Recipe, *, address: str, out: str, follow: bool, show: Callab
                 runtime_env={
                     "working_dir": str(folder),
                     "py_modules": [str(module) for module in modules],
-                    "env_vars": {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1"},
+                    "env_vars": worker_environment() | {"PYTHONUNBUFFERED": "1"},
                 },
                 metadata={"recipe": recipe.name, "out": out},
             )

@@ -7,13 +7,13 @@ errors to stderr; what a user is meant to read comes without a traceback.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from stillhouse.jobs.environment import settle_environment
 from stillhouse.pipeline.errors import ExitCode, StillhouseError
 
 app = typer.Typer(
@@ -199,24 +199,12 @@ def bench_kernels(as_json: JsonOption = False) -> int:
     return int(ExitCode.PASS)
 
 
-def _quiet_libraries() -> None:
-    """Their progress bars and hints are for notebooks; a user's own setting stays."""
-    for name, value in {
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "TOKENIZERS_PARALLELISM": "false",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_TRAIN_V2_ENABLED": "1",
-    }.items():
-        os.environ.setdefault(name, value)
-
-
 def main() -> None:
     """Entry point: turns what was raised into one sentence and the exit code that belongs to it."""
     from click.exceptions import ClickException
     from typer.main import get_command
 
-    _quiet_libraries()
+    settle_environment()
     try:
         code = get_command(app).main(standalone_mode=False)
     except StillhouseError as error:

@@ -99,3 +99,28 @@ def test_a_damaged_trace_file_stops_the_run(stillhouse, tmp_path):
     shard = RunStore(out).shards("traces")[0]
     shard.write_bytes(shard.read_bytes()[:-7] + b"garbage")
     assert_one_sentence(stillhouse(*small_demo(out, verb="filter")), 5, shard.name)
+
+
+def test_a_student_that_cannot_be_asked_costs_no_trace(stillhouse, tmp_path):
+    """A base model without a chat template is found before the teacher writes a token, not after."""
+    import shutil
+
+    from stillhouse.students.base_models import resolve_model
+
+    base = tmp_path / "base"
+    shutil.copytree(resolve_model("tiny"), base)
+    (base / "chat_template.jinja").unlink()
+    out = tmp_path / "run"
+    done = stillhouse(*small_demo(out, f"student.base_model={base}"))
+    assert_one_sentence(done, 2, "chat template")
+    assert not (out / "traces").exists()
+
+
+def test_a_few_golds_that_nothing_can_check_are_left_out_and_said(stillhouse, tmp_path):
+    """Public sets hold some such rows: they must neither stop the run nor be asked."""
+    rows = [{"prompt": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(9)]
+    recipe = write_recipe(tmp_path, rows=[*rows, {"prompt": "Prove it.", "answer": "\\frac{"}])
+    done = stillhouse("generate", recipe, "--out", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    assert "unverifiable in train: 1" in done.stderr
+    assert "unverifiable_train 1" in done.stdout

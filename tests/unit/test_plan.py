@@ -81,7 +81,7 @@ def test_local_files_are_counted(tmp_path):
     jsonl.write_text("".join(json.dumps({"prompt": str(i), "answer": "1"}) + "\n" for i in range(7)) + "\n")
     pq.write_table(pa.table({"prompt": ["x"] * 5, "answer": ["1"] * 5}), parquet)
     sources = f"[{{source: file, path: {jsonl}}}, {{source: file, path: {parquet}, limit: 3}}]"
-    planned = plan(load_recipe("demo", [f"problems.train={sources}"]))
+    planned = plan(load_recipe("demo", [f"problems.train={sources}", "teacher.samples_per_problem=1"]))
     assert stage(planned, "traces").num_items == 7 + 3
     gone = plan(load_recipe("demo", [f"problems.train=[{{source: file, path: {tmp_path}/gone.jsonl}}]"]))
     assert any("gone.jsonl does not exist" in line for line in gone.missing)
