@@ -10,12 +10,15 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from stillhouse.jobs.environment import settle_environment, worker_environment
 from stillhouse.pipeline.errors import ClusterError, StillhouseError
 
 CONNECT_TIMEOUT_S = 10.0
+IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray in the process of a submitted job."""
 OBJECT_STORE_MB = 256
 """Shared memory of a local Ray unless the recipe says otherwise: traces are text, and small."""
 
@@ -34,6 +37,8 @@ def ray_session(address: str | None, *, object_store_mb: int | None = None, num_
         ClusterError: there is no Ray at that address.
     """
     settle_environment()
+    if address is not None:
+        use_token()
     import ray
 
     already = ray.is_initialized()
@@ -48,10 +53,11 @@ def ray_session(address: str | None, *, object_store_mb: int | None = None, num_
         else:
             _require_answer(address)
             settings["address"] = address
-            settings["runtime_env"] = {"env_vars": worker_environment()}
+            if IN_A_JOB not in os.environ:  # a submitted job brought these variables along, and Ray refuses them twice
+                settings["runtime_env"] = {"env_vars": worker_environment()}
         try:
             ray.init(**settings)
-        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        except (ConnectionError, ValueError, RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
             where = "a local Ray could not be started" if address is None else f"there is no Ray cluster at {address!r}"
             raise ClusterError(
                 f"{where} ({first_line(error)}); start one with `ray start --head`, or leave --address away for a local run"
@@ -61,6 +67,17 @@ def ray_session(address: str | None, *, object_store_mb: int | None = None, num_
     finally:
         if not already:
             ray.shutdown()
+
+
+def use_token() -> None:
+    """Present Ray's token where this machine has one; has to come before ray is imported.
+
+    ``ray start`` demands the token as soon as one lies under HOME (a local Ray puts it there), but a driver that joins does
+    not send it unasked.
+    """
+    names = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    if any(os.environ.get(name) for name in names) or Path("~/.ray/auth_token").expanduser().is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _require_answer(address: str) -> None:

@@ -6,6 +6,7 @@ The cluster's Python needs the dependencies (the machine image or a container ha
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import shlex
 import subprocess
@@ -19,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from stillhouse.jobs.cluster import first_line
+from stillhouse.jobs.cluster import first_line, use_token
 from stillhouse.jobs.environment import worker_environment
 from stillhouse.jobs.recipe import FileSource, Recipe
 from stillhouse.pipeline.errors import ClusterError, ExitCode, RecipeError
@@ -46,11 +47,14 @@ def submit(recipe: Recipe, *, address: str, out: str, follow: bool, show: Callab
             f"--out {out!r} is relative to this machine's working folder; a job needs an absolute path that every node of "
             "the cluster sees, for example a shared file system's"
         )
+    use_token()
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
 
     try:
         client = JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise ClusterError(
             f"no Ray dashboard answers at {address!r} ({first_line(error)}); give the address that `ray start --head` "
             "printed, and RAY_AUTH_TOKEN where the cluster asks for a token"

@@ -28,6 +28,9 @@ app = typer.Typer(
 bench_app = typer.Typer(help="Measure speed and memory against named peers.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench_app, name="bench")
 
+# Typer brings a click of its own along, or not, by version: the base of what it raises for wrong usage is found from here.
+USAGE_ERRORS = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+
 RecipeArgument = Annotated[str, typer.Argument(help="A shipped recipe's name (see `stillhouse recipes`) or a YAML file.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set train.num_steps=50. Repeatable.")]
 OutOption = Annotated[Path | None, typer.Option("--out", help="The run's folder. Default: runs/<recipe's name>.")]
@@ -201,7 +204,6 @@ def bench_kernels(as_json: JsonOption = False) -> int:
 
 def main() -> None:
     """Entry point: turns what was raised into one sentence and the exit code that belongs to it."""
-    from click.exceptions import ClickException
     from typer.main import get_command
 
     settle_environment()
@@ -210,10 +212,10 @@ def main() -> None:
     except StillhouseError as error:
         print(f"stillhouse: {error}", file=sys.stderr)
         code = error.exit_code
-    except ClickException as error:
+    except USAGE_ERRORS as error:
         error.show()
         code = ExitCode.USAGE
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         print("stillhouse: interrupted; what is committed stays, the same command goes on from there", file=sys.stderr)
         code = ExitCode.INTERRUPTED
     except BrokenPipeError:

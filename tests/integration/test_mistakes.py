@@ -8,7 +8,7 @@ import pytest
 
 from stillhouse.pipeline.records import Trace
 from stillhouse.pipeline.store import RunStore
-from tests.small_demo import small_demo
+from tests.small_demo import command, small_demo
 
 RECIPE = """
 name: mine
@@ -124,3 +124,12 @@ def test_a_few_golds_that_nothing_can_check_are_left_out_and_said(stillhouse, tm
     assert done.returncode == 0, done.stderr
     assert "unverifiable in train: 1" in done.stderr
     assert "unverifiable_train 1" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [("run",), ("run", "demo", "--bogus"), ("nothing",), ()])
+def test_wrong_usage(stillhouse, arguments):
+    """Wrong usage is exit code 2 and a hint, never a traceback that asks to report a defect."""
+    done = stillhouse(*arguments) if arguments else stillhouse(*command())
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "stillhouse" in done.stderr + done.stdout
