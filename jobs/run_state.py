@@ -76,7 +76,26 @@ class RunState:
             )
             session = ray_session(self._address, object_store_mb=cluster.object_store_mb, num_cpus=wanted)
             self._ray = self._stack.enter_context(session)
+            self._say_what_no_node_has()
         return self._ray
+
+    def _say_what_no_node_has(self) -> None:
+        """Ray waits in silence for a node that is large enough; an autoscaler may bring one, so this is no error."""
+        cluster = self.recipe.cluster
+        asked = {
+            "cluster.cpus_per_teacher_actor": ("CPU", cluster.cpus_per_teacher_actor),
+            "cluster.gpus_per_teacher_actor": ("GPU", cluster.gpus_per_teacher_actor),
+            "cluster.cpus_per_train_worker": ("CPU", cluster.cpus_per_train_worker),
+            "cluster.gpus_per_train_worker": ("GPU", cluster.gpus_per_train_worker),
+        }
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        for key, (resource, amount) in asked.items():
+            most = max((node.get(resource, 0) for node in nodes), default=0)
+            if amount > most:
+                self.reporter.note(
+                    f"{key}={amount:g}, and the largest node of this cluster has {most:g} {resource}s: the run will wait until "
+                    f"a larger node joins; lower {key} if none will"
+                )
 
     def on_worker(self, function: Callable[..., Any], *arguments: Any, num_cpus: float = 1, num_gpus: float = 0) -> Any:
         """Call a function in a Ray task and wait; what it raises comes back as the user's error."""

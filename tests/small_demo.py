@@ -22,6 +22,7 @@ SMALL_DEMO = (
     "gate.min_gain=null",
     "gate.max_drop=null",
     "gate.min_think_closed=null",
+    "cluster.cpus_per_train_worker=1",
     "cluster.object_store_mb=100",
 )
 """The demo recipe with everything made small; its gate asks for nothing that twelve steps cannot give."""

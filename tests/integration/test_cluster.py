@@ -67,11 +67,13 @@ def test_a_run_joins_a_cluster(cluster, tmp_path):
     """The recipe that ran on a laptop runs on a cluster's nodes."""
     address, _, environment = cluster
     done = subprocess.run(
-        [*small_demo(tmp_path / "run", verb="generate"), "--address", address],
+        [*small_demo(tmp_path / "run", "cluster.cpus_per_train_worker=3", verb="generate"), "--address", address],
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "traces" in done.stdout
+    # Ray would wait for such a node in silence.
+    assert "cluster.cpus_per_train_worker=3, and the largest node of this cluster has 1 CPUs" in done.stderr
 
 
 @pytest.mark.slow
