@@ -107,7 +107,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny", help="the base student: tiny, or a folder")
-    parser.add_argument("--steps", type=int, default=500, help="optimizer steps of 4,096 tokens, as in the demo")
+    parser.add_argument("--steps", type=int, default=600, help="optimizer steps of 4,096 tokens, as in the demo")
     arguments = parser.parse_args()
     base = resolve_model(arguments.model)
     train, test = demo_problems()
