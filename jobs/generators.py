@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from stillhouse.jobs.cluster import meant_error
-from stillhouse.pipeline.errors import ClusterError
+from stillhouse.pipeline.errors import ClusterError, PartialTeacherError
 from stillhouse.pipeline.records import Completion, Sampling
 
-Batch = TypeVar("Batch")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +85,18 @@ class _GeneratorActor:
                 torch.set_num_threads(self._num_threads)
             self._generator = build_generator(self._spec)
 
-    def complete(self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling) -> tuple[list[Completion], float]:
+    def complete(
+        self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling
+    ) -> tuple[dict[int, Completion], float, PartialTeacherError | None]:
+        """Completions by their index, seconds, and the error that kept the rest from being completed."""
         self.load()
         started = time.monotonic()
-        completions = self._generator.complete(prompts, seeds, sampling)
-        return completions, time.monotonic() - started
+        failure = None
+        try:
+            completed = dict(enumerate(self._generator.complete(prompts, seeds, sampling)))
+        except PartialTeacherError as error:
+            completed, failure = dict(error.completed), error
+        return completed, time.monotonic() - started, failure
 
 
 class GeneratorPool:
@@ -119,15 +126,17 @@ class GeneratorPool:
 
     def map(
         self,
-        batches: Iterable[Batch],
+        batches: Iterable[Sequence[Item]],
         *,
-        prompts: Callable[[Batch], Sequence[str]],
-        seeds: Callable[[Batch], Sequence[int]],
+        prompts: Callable[[Sequence[Item]], Sequence[str]],
+        seeds: Callable[[Sequence[Item]], Sequence[int]],
         sampling: Sampling,
-        before: Callable[[Batch], None] | None = None,
+        before: Callable[[Sequence[Item]], None] | None = None,
         attempts: int = 3,
-    ) -> Iterator[tuple[Batch, list[Completion], float]]:
+    ) -> Iterator[tuple[Sequence[Item], list[Completion], float]]:
         """Complete batches; yields ``(batch, completions, seconds)`` as each finishes.
+
+        Of a batch in which the teacher failed, the part that it had answered is yielded before the error is raised.
 
         One batch an actor is under way, so that a crash of everything loses at most ``num_actors`` batches.
 
@@ -137,9 +146,9 @@ class GeneratorPool:
         """
         waiting = iter(batches)
         free = list(self._actors)
-        under_way: dict[Any, tuple[Any, Batch, int]] = {}
+        under_way: dict[Any, tuple[Any, Sequence[Item], int]] = {}
 
-        def hand_out(actor: Any, batch: Batch, attempt: int) -> None:
+        def hand_out(actor: Any, batch: Sequence[Item], attempt: int) -> None:
             if before:
                 before(batch)
             reference = actor.complete.remote(list(prompts(batch)), list(seeds(batch)), sampling)
@@ -153,7 +162,7 @@ class GeneratorPool:
             done, _ = self._ray.wait(list(under_way), num_returns=1)
             actor, batch, attempt = under_way.pop(done[0])
             try:
-                completions, seconds = self._ray.get(done[0])
+                completed, seconds, failure = self._ray.get(done[0])
             except self._ray.exceptions.RayActorError as error:
                 if attempt >= attempts:
                     raise ClusterError(
@@ -165,9 +174,14 @@ class GeneratorPool:
             except self._ray.exceptions.RayTaskError as error:
                 raise meant_error(error) from error
             free.append(actor)
-            yield batch, completions, seconds
+            if failure is None:
+                yield batch, list(completed.values()), seconds
+                continue
+            if completed:  # paid for: the caller commits it before the run ends
+                yield [batch[index] for index in completed], list(completed.values()), seconds
+            raise failure
 
 
-def chunks(items: Sequence[Batch], size: int) -> list[Sequence[Batch]]:
+def chunks(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
     """Cut a sequence into pieces of ``size``, the last one shorter."""
     return [items[start : start + size] for start in range(0, len(items), size)]

@@ -6,7 +6,12 @@ printed by the command line without a traceback.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stillhouse.pipeline.records import Completion
 
 
 class ExitCode(IntEnum):
@@ -49,6 +54,22 @@ class TeacherError(StillhouseError, RuntimeError):
     """The teacher cannot be reached or loaded."""
 
     exit_code = ExitCode.INFRASTRUCTURE
+
+
+class PartialTeacherError(TeacherError):
+    """The teacher failed after it had answered some of what it was asked; what it answered was paid for and comes along.
+
+    Args:
+        message: the sentence for the user.
+        completed: completions by their index in the call, of those prompts that were answered.
+    """
+
+    def __init__(self, message: str, completed: Mapping[int, Completion]):
+        super().__init__(message, completed)
+        self.completed = completed
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class ClusterError(StillhouseError, RuntimeError):

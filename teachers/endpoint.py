@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
-from stillhouse.pipeline.errors import TeacherError
+from stillhouse.pipeline.errors import PartialTeacherError, TeacherError
 from stillhouse.pipeline.extraction import THINK_CLOSE, THINK_OPEN
 from stillhouse.pipeline.records import Completion, Sampling
 
@@ -83,7 +83,8 @@ class EndpointGenerator:
             seeds: sent along modulo 2³¹; whether the endpoint honours them is its business.
 
         Raises:
-            TeacherError: the endpoint cannot be reached, refuses the request, or answers with something else.
+            PartialTeacherError: the endpoint cannot be reached, refuses a request, or answers with something else; what it
+                answered before is in the error.
         """
         failures: list[Exception] = []
         failed = threading.Event()
@@ -99,7 +100,10 @@ class EndpointGenerator:
         with ThreadPoolExecutor(max_workers=self._max_concurrent) as pool:
             completions = list(pool.map(one, prompts, seeds))
         if failures:
-            raise failures[0]
+            if not isinstance(failures[0], TeacherError):
+                raise failures[0]
+            completed = {index: completion for index, completion in enumerate(completions) if completion is not None}
+            raise PartialTeacherError(str(failures[0]), completed) from failures[0]
         return completions
 
     def _one(self, prompt: str, seed: int, sampling: Sampling, failed: threading.Event) -> Completion:
