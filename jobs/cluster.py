@@ -122,4 +122,7 @@ def meant_error(error: BaseException) -> StillhouseError:
         if isinstance(failures, dict):
             waiting += [failure for failure in failures.values() if isinstance(failure, BaseException)]
         waiting += [inner for inner in (current.__cause__, current.__context__) if inner is not None]
-    return ClusterError(f"a Ray worker failed: {type(deepest).__name__}: {first_line(deepest)}")
+    return ClusterError(
+        f"a Ray worker failed: {type(deepest).__name__}: {first_line(deepest)}; what is committed stays, the same command "
+        "goes on from there, and Ray's logs say more (a local Ray's are in session_latest/logs of its temporary folder)"
+    )

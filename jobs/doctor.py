@@ -1,4 +1,4 @@
-"""Say in words what works on this machine: Python, torch, GPU, compiler, Ray, sandbox, versions, disk, browser, hub.
+"""Say in words what works on this machine: Python, torch, GPU, compiler, Ray, vLLM, sandbox, versions, disk, browser, hub.
 
 Each check looks at the machine itself and answers with one sentence. Nothing here is needed for a run: a finding that is
 not ok says what will not work, or works more slowly, and what to do about it.
@@ -66,6 +66,7 @@ def diagnose() -> list[Finding]:
         _kernels,
         _compiler,
         _ray,
+        _vllm,
         _versions,
         _sandbox,
         _memory,
@@ -123,9 +124,13 @@ def _gpu() -> Finding:
     return Finding("gpu", True, ", ".join(f"{p.name} with {p.total_memory / 2**30:.0f} GiB" for p in names))
 
 
-def _kernels() -> Finding:
+def _kernel_folders() -> list[Path]:
     spec = importlib.util.find_spec("stillhouse.kernels")
-    folders = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
+    return [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
+
+
+def _kernels() -> Finding:
+    folders = _kernel_folders()
     if not any((folder / "reference.py").is_file() for folder in folders):
         return Finding("kernels", False, "stillhouse.kernels has no reference.py: the installation is not complete")
     libraries = sorted(path.name for folder in folders for path in folder.glob("**/*.so"))
@@ -135,17 +140,18 @@ def _kernels() -> Finding:
 
 
 def _compiler() -> Finding:
+    compiled = any(path.suffix in {".cpp", ".cu", ".so"} for folder in _kernel_folders() for path in folder.rglob("*"))
+    use = "" if compiled else "not used yet: the kernels are plain torch so far; "
     found = next(
         (path for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name and (path := shutil.which(name))), None
     )
     if found is None:
-        return Finding(
-            "compiler", False, "no C++ compiler (c++, g++, clang++); only plain-torch kernels can be installed from source"
-        )
+        lost = "; only plain-torch kernels can be installed from source" if compiled else ""
+        return Finding("compiler", False, f"{use}no C++ compiler (c++, g++, clang++){lost}")
     answer = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=20)
     first = (answer.stdout or answer.stderr).strip().splitlines()
     ok = answer.returncode == 0 and bool(first)
-    return Finding("compiler", ok, f"{found}: {first[0] if first else 'says nothing to --version'}")
+    return Finding("compiler", ok, f"{use}{found}: {first[0] if first else 'says nothing to --version'}")
 
 
 def _ray() -> Finding:
@@ -154,9 +160,15 @@ def _ray() -> Finding:
     except ImportError as error:
         return Finding("ray", False, f"cannot be imported ({error}); no run without it: pip install 'ray[default,train]'")
     address = os.environ.get("RAY_ADDRESS")
-    return Finding(
-        "ray", True, f"{ray.__version__}; a run " + (f"joins {address} (RAY_ADDRESS)" if address else "starts its own, locally")
-    )
+    ignored = f"; RAY_ADDRESS={address} is set, and a run ignores it" if address else ""
+    return Finding("ray", True, f"{ray.__version__}; a run starts its own, locally, unless --address names a cluster{ignored}")
+
+
+def _vllm() -> Finding:
+    try:
+        return Finding("vllm", True, importlib.metadata.version("vllm"))
+    except importlib.metadata.PackageNotFoundError:
+        return Finding("vllm", False, "not installed; only teacher.kind=vllm needs it")
 
 
 def _versions() -> Finding:
@@ -178,6 +190,7 @@ def _versions() -> Finding:
 
 def _sandbox() -> Finding:
     """Try what a sandbox would do: run /bin/true in user, mount, pid and net namespaces of its own."""
+    unused = "not used yet: nothing executes code that a model wrote, so none is needed"
     tries = {
         "bubblewrap": ["bwrap", "--ro-bind", "/", "/", "--unshare-all", "--die-with-parent", "true"],
         "unshare": ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--net", "--fork", "true"],
@@ -193,11 +206,9 @@ def _sandbox() -> Finding:
             refused.append(f"{name} did not answer in 20 s")
             continue
         if answer.returncode == 0:
-            return Finding("sandbox", True, f"{name} can make user, mount, pid and net namespaces")
+            return Finding("sandbox", True, f"{unused}; {name} can make user, mount, pid and net namespaces")
         refused.append(f"{name}: {(answer.stderr.strip().splitlines() or ['refused'])[-1]}")
-    return Finding(
-        "sandbox", False, f"no namespaces for untrusted programs ({'; '.join(refused)}); code problems cannot be verified here"
-    )
+    return Finding("sandbox", False, f"{unused}; no namespaces for untrusted programs here ({'; '.join(refused)})")
 
 
 def _memory() -> Finding:

@@ -6,6 +6,7 @@ in whatever order they finish. The teacher's traces and every evaluation go thro
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -77,8 +78,11 @@ class _GeneratorActor:
         self._num_threads = num_threads
         self._generator: Any = None
 
-    def load(self) -> None:
+    def load(self, api_key: str = "") -> None:
+        """Load the model. The driver hands an endpoint's key over: the worker's node need not have it, nor a log show it."""
         if self._generator is None:
+            if api_key and self._spec.api_key_env:
+                os.environ[self._spec.api_key_env] = api_key
             if self._spec.kind == "transformers":
                 import torch
 
@@ -102,19 +106,23 @@ class _GeneratorActor:
 class GeneratorPool:
     """``num_actors`` Ray actors with the same model. Use as a context manager; actors end with it.
 
-    A dead actor is started again up to ``restarts`` times, and the batch it had is handed out again.
+    In the place of an actor that died a new one is started, and the batch it had is handed out again.
     """
 
-    def __init__(self, ray: Any, spec: GeneratorSpec, *, num_actors: int, restarts: int = 2):
+    def __init__(self, ray: Any, spec: GeneratorSpec, *, num_actors: int):
         self._ray = ray
         self._spec = spec
-        threads = max(1, round(spec.num_cpus))
-        actor_class = ray.remote(num_cpus=spec.num_cpus, num_gpus=spec.num_gpus, max_restarts=restarts)(_GeneratorActor)
-        self._actors = [actor_class.remote(spec, threads) for _ in range(num_actors)]
+        self._api_key = os.environ.get(spec.api_key_env, "") if spec.api_key_env else ""
+        self._actors = [self._start() for _ in range(num_actors)]
+
+    def _start(self) -> Any:
+        # The model is loaded by its first call: see _GeneratorActor.
+        actor_class = self._ray.remote(num_cpus=self._spec.num_cpus, num_gpus=self._spec.num_gpus)(_GeneratorActor)
+        return actor_class.remote(self._spec, max(1, round(self._spec.num_cpus)))
 
     def __enter__(self) -> GeneratorPool:
         try:
-            self._ray.get([actor.load.remote() for actor in self._actors])
+            self._ray.get([actor.load.remote(self._api_key) for actor in self._actors])
         except Exception as error:  # whatever a worker raises while it loads: said in the user's terms
             self.__exit__()
             raise meant_error(error) from error
@@ -136,7 +144,8 @@ class GeneratorPool:
     ) -> Iterator[tuple[Sequence[Item], list[Completion], float]]:
         """Complete batches; yields ``(batch, completions, seconds)`` as each finishes.
 
-        Of a batch in which the teacher failed, the part that it had answered is yielded before the error is raised.
+        After a failure nothing new is handed out; what was under way, and what the failed batch had in it, is yielded before
+        the error is raised: it was paid for.
 
         One batch an actor is under way, so that a crash of everything loses at most ``num_actors`` batches.
 
@@ -154,32 +163,37 @@ class GeneratorPool:
             reference = actor.complete.remote(list(prompts(batch)), list(seeds(batch)), sampling)
             under_way[reference] = (actor, batch, attempt)
 
+        stopped: Exception | None = None
         while True:
-            while free and (batch := next(waiting, None)) is not None:
+            while stopped is None and free and (batch := next(waiting, None)) is not None:
                 hand_out(free.pop(), batch, 1)
             if not under_way:
+                if stopped is not None:
+                    raise stopped
                 return
             done, _ = self._ray.wait(list(under_way), num_returns=1)
             actor, batch, attempt = under_way.pop(done[0])
             try:
                 completed, seconds, failure = self._ray.get(done[0])
-            except self._ray.exceptions.RayActorError as error:
-                if attempt >= attempts:
-                    raise ClusterError(
+            except self._ray.exceptions.RayActorError:
+                self._actors.remove(actor)
+                self._actors.append(actor := self._start())
+                actor.load.remote(self._api_key)
+                if attempt < attempts:
+                    hand_out(actor, batch, attempt + 1)
+                else:
+                    stopped = ClusterError(
                         f"a worker with {self._spec.model!r} died {attempts} times on the same batch; it may be out of memory: "
                         "lower teacher.batch_size (or gate.batch_size), or give the actors more"
-                    ) from error
-                hand_out(actor, batch, attempt + 1)
+                    )
                 continue
             except self._ray.exceptions.RayTaskError as error:
-                raise meant_error(error) from error
-            free.append(actor)
-            if failure is None:
-                yield batch, list(completed.values()), seconds
+                stopped = meant_error(error)
                 continue
-            if completed:  # paid for: the caller commits it before the run ends
+            free.append(actor)
+            stopped = failure or stopped
+            if completed:
                 yield [batch[index] for index in completed], list(completed.values()), seconds
-            raise failure
 
 
 def chunks(items: Sequence[Item], size: int) -> list[Sequence[Item]]:

@@ -11,10 +11,17 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from stillhouse.jobs.estimates import CPU_CORE, GPUS, Device, decoding_tokens_per_s, training_tokens_per_s
+from stillhouse.jobs.estimates import (
+    CPU_CORE,
+    GPUS,
+    Device,
+    batched_decoding_s,
+    decoding_tokens_per_s,
+    training_tokens_per_s,
+)
 from stillhouse.jobs.model_facts import ModelFacts, cached_snapshot, hub_cache, is_path, model_facts
 from stillhouse.jobs.recipe import (
     DatasetSource,
@@ -65,13 +72,18 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recipe would do. ``missing`` says what this machine lacks for it; empty means that it can start here."""
+    """What a recipe would do.
+
+    ``missing`` says what this machine lacks for it; empty means that it can start here. ``downloads`` says what the run fetches
+    by itself on first use.
+    """
 
     recipe: str
     description: str
     stages: tuple[StagePlan, ...]
     assumptions: tuple[str, ...]
     missing: tuple[str, ...]
+    downloads: tuple[str, ...] = ()
 
     @property
     def gpu_hours(self) -> float:
@@ -90,15 +102,26 @@ class Plan:
         return sum(stage.disk_bytes for stage in self.stages)
 
 
-def _count(source: ReasoningGymSource | FileSource | DatasetSource) -> tuple[int, str | None, str | None]:
-    """Number of problems of a source, an assumption behind it, and what is missing; the last two may be None."""
+@dataclass
+class Needs:
+    """What comes up while a plan is made: what it assumed, what has to be there first, what the run downloads by itself."""
+
+    assumptions: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    downloads: list[str] = field(default_factory=list)
+
+
+def _count(source: ReasoningGymSource | FileSource | DatasetSource, needs: Needs) -> int:
+    """Number of problems of a source; what is assumed for it and what is missing goes into ``needs``."""
     if isinstance(source, ReasoningGymSource):
-        return source.size, None, None
-    assumption = missing = None
+        return source.size
+    guess = source.limit or UNKNOWN_DATASET_SIZE
     if isinstance(source, FileSource):
         path = Path(source.path)
         if not path.is_file():
-            return source.limit or UNKNOWN_DATASET_SIZE, None, f"the file {path} does not exist"
+            needs.missing.append(f"the file {path} does not exist")
+            needs.assumptions.append(f"{path} has {_plural(guess, 'problem')}: the file is not there")
+            return guess
         if path.suffix == ".parquet":
             import pyarrow.parquet as pq
 
@@ -106,14 +129,18 @@ def _count(source: ReasoningGymSource | FileSource | DatasetSource) -> tuple[int
         else:
             with path.open("rb") as lines:
                 size = sum(1 for line in lines if line.strip())
-    else:
-        size = DATASET_SIZES.get((source.name, source.subset, source.split), 0)
-        if not size:
-            size = source.limit or UNKNOWN_DATASET_SIZE
-            assumption = f"{source.name} ({source.split}) has {size:,} problems: its size is not known here"
-        if not (Path(source.name).exists() if is_path(source.name) else cached_snapshot(source.name, kind="datasets")):
-            missing = f"the data set {source.name} is not in {hub_cache()}; {_download_words()}"
-    return min(size, source.limit or size), assumption, missing
+        return min(size, source.limit or size)
+    if is_path(source.name) and not Path(source.name).exists():
+        needs.missing.append(f"the folder {source.name} does not exist")
+        needs.assumptions.append(f"{source.name} ({source.split}) has {_plural(guess, 'problem')}: the folder is not there")
+        return guess
+    if not is_path(source.name) and not cached_snapshot(source.name, kind="datasets"):
+        _add_download(needs, f"the data set {source.name}:")
+    size = DATASET_SIZES.get((source.name, source.subset, source.split), 0)
+    if not size:
+        needs.assumptions.append(f"{source.name} ({source.split}) has {_plural(guess, 'problem')}: its size is not known here")
+        return guess
+    return min(size, source.limit or size)
 
 
 def _local_gpu() -> tuple[int, str]:
@@ -128,23 +155,41 @@ def _local_gpu() -> tuple[int, str]:
     return count, torch.cuda.get_device_name(0) if count else ""
 
 
-def _download_words() -> str:
+def _add_download(needs: Needs, what: str) -> None:
+    """Note what the hub would send: a download, or missing where the environment forbids one."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
-        return "HF_HUB_OFFLINE forbids the download"
-    return "downloaded on first use"
+        needs.missing.append(f"{what} not in {hub_cache()}, and HF_HUB_OFFLINE forbids the download")
+    else:
+        needs.downloads.append(f"{what} not in {hub_cache()}")
 
 
-def _weights_missing(name: str, facts: ModelFacts, *, what: str) -> str | None:
+def _add_weights(needs: Needs, name: str, facts: ModelFacts, *, what: str) -> None:
     if facts.folder:
-        return None
+        return
     gigabytes = f"{facts.num_params * 2 / 1e9:,.0f} GB" if facts.num_params > 5e8 else "their files"
     if name == "tiny" or is_path(name):
-        return f"the {what}'s weights {name} are not there: no config.json with safetensors beside it"
-    return f"the {what}'s weights {name} ({gigabytes}) are not in {hub_cache()}; {_download_words()}"
+        needs.missing.append(f"the {what}'s weights {name} are not there: no config.json with safetensors beside it")
+    else:
+        _add_download(needs, f"the {what}'s weights {name} ({gigabytes}):")
 
 
-def _missing(recipe: Recipe, teacher: ModelFacts | None, student: ModelFacts, gpu: Device, disk_bytes: int) -> list[str]:
-    missing: list[str | None] = []
+def _gpus_missing(teach: float, train: float, here: int) -> str | None:
+    """The GPUs that a recipe asks for; teacher and training take turns, so they are not added up."""
+    if max(teach, train) <= here:
+        return None
+    if teach == train:
+        what = f"{_plural(teach, 'GPU')}, used by the teacher and then by the training"
+    elif teach and train:
+        what = f"{_plural(teach, 'GPU')} for the teacher and then {train:g} for the training"
+    else:
+        what = f"{_plural(teach or train, 'GPU')} for the {'teacher' if teach else 'training'}"
+    return f"{what}; this machine has {here}. On a cluster: stillhouse submit"
+
+
+def _add_machine(
+    needs: Needs, recipe: Recipe, teacher: ModelFacts | None, student: ModelFacts, gpu: Device, disk_bytes: int
+) -> None:
+    missing = needs.missing
     t, cluster = recipe.teacher, recipe.cluster
     if importlib.util.find_spec(TEACHER_MODULES[t.kind]) is None:
         missing.append(
@@ -155,27 +200,25 @@ def _missing(recipe: Recipe, teacher: ModelFacts | None, student: ModelFacts, gp
     gpus_teach = t.tensor_parallel * t.replicas if isinstance(t, VllmTeacher) else 0.0
     if isinstance(t, TransformersTeacher):
         gpus_teach = cluster.gpus_per_teacher_actor * cluster.num_teacher_actors
-    for gpus, what in ((gpus_teach, "teacher"), (gpus_train, "training")):
-        if gpus > gpus_here:
-            missing.append(f"{gpus:g} GPU(s) for the {what}; this machine has {gpus_here}. On a cluster: stillhouse submit")
+    if gpus := _gpus_missing(gpus_teach, gpus_train, gpus_here):
+        missing.append(gpus)
     if isinstance(t, EndpointTeacher):
         if t.api_key_env and not os.environ.get(t.api_key_env):
             missing.append(f"the environment variable {t.api_key_env} with the key for {t.base_url} is not set")
     else:
-        missing.append(_weights_missing(t.model, teacher, what="teacher"))
+        _add_weights(needs, t.model, teacher, what="teacher")
     if isinstance(t, VllmTeacher):
         if importlib.util.find_spec("vllm") is None:
-            missing.append("vllm is not installed: pip install 'stillhouse[vllm]'")
+            missing.append("vllm is not installed; from the clone: .venv/bin/pip install -e '.[vllm]'")
         each = teacher.num_params * 2 / t.tensor_parallel
         if each > gpu.memory_bytes * t.gpu_memory_utilization * 0.9:
             missing.append(
                 f"memory: {each / 1e9:.0f} GB of teacher weights a GPU do not fit a {gpu.name}; raise teacher.tensor_parallel"
             )
-    missing.append(_weights_missing(recipe.student.base_model, student, what="student"))
+    _add_weights(needs, recipe.student.base_model, student, what="student")
     free = shutil.disk_usage(Path.cwd()).free
     if free < disk_bytes:
         missing.append(f"disk: {_bytes(disk_bytes)} are needed, {_bytes(free)} are free in {Path.cwd()}")
-    return [line for line in missing if line]
 
 
 def plan(recipe: Recipe) -> Plan:
@@ -184,17 +227,15 @@ def plan(recipe: Recipe) -> Plan:
     Raises:
         OSError, ValueError: a local file that the recipe names is there and cannot be read.
     """
-    assumptions: list[str] = []
-    missing_data: list[str] = []
+    needs = Needs()
+    assumptions = needs.assumptions
     counts: dict[str, int] = {}
     prompt_tokens: dict[str, int] = {}
     for split in ("train", "validation", "test"):
         for source in getattr(recipe.problems, split):
-            size, assumption, absent = _count(source)
+            size = _count(source, needs)
             counts[split] = counts.get(split, 0) + size
             prompt_tokens[split] = prompt_tokens.get(split, 0) + size * PROMPT_TOKENS[source.source]
-            assumptions += [assumption] if assumption else []
-            missing_data += [absent] if absent else []
 
     t, s, cluster = recipe.teacher, recipe.student, recipe.cluster
     teacher = None if isinstance(t, EndpointTeacher) else model_facts(t.model, role="teachers")
@@ -211,7 +252,10 @@ def plan(recipe: Recipe) -> Plan:
     solved = counts["train"] * (1 - (1 - KEPT_SHARE) ** t.samples_per_problem)
     kept = int(min(traces * KEPT_SHARE, solved * recipe.select.per_problem))
     rows = min(kept, recipe.select.max_examples or kept)
-    stages.append(StagePlan("filter", f"verify {traces:,} traces, drop and select; about {rows:,} training rows stay", traces))
+    stay = f"about {_plural(rows, 'training row')} would stay"
+    if not rows:
+        needs.missing.append(f"too few problems: {stay} of {_plural(traces, 'trace')}")
+    stages.append(StagePlan("filter", f"verify {_plural(traces, 'trace')}, drop and select; {stay}", traces))
     row_tokens = completion + prompt_tokens["train"] // max(1, counts["train"])
     stages.append(
         StagePlan(
@@ -223,7 +267,7 @@ def plan(recipe: Recipe) -> Plan:
     if asked := min(recipe.gate.teacher_problems, counts["test"]):
         tokens_in = prompt_tokens["test"] * asked // counts["test"]
         score = _traces_stage(recipe, teacher, gpu, asked, tokens_in, asked * completion)
-        stages.append(dataclasses.replace(score, name="teacher score", what=f"the teacher on {asked:,} test problems"))
+        stages.append(dataclasses.replace(score, name="teacher score", what=f"the teacher on {_plural(asked, 'test problem')}"))
     stages.append(_gate_stage(recipe, student, gpu, counts["test"], completion))
     stages.append(StagePlan("report", "report.json and report.html", 1, disk_bytes=2_000_000))
 
@@ -232,15 +276,18 @@ def plan(recipe: Recipe) -> Plan:
             why = "by the number in its name" if facts.origin == "name" else "nothing is known of its size"
             assumptions.append(f"{name} has {facts.num_params / 1e9:g} B parameters: {why}")
     assumptions += [
-        f"a completion has {completion:,} tokens on average: {COMPLETION_SHARE:g} of max_new_tokens, which is the worst case",
+        f"a completion has {_plural(completion, 'token')} on average: a quarter of max_new_tokens; the worst case is four times "
+        "that",
+        "transformers decodes a batch until its longest row ends, which is taken to be after max_new_tokens",
         f"{KEPT_SHARE:.0%} of the traces are verified and kept",
         _device_words(gpu if on_gpu else CPU_CORE, gpu_name),
     ]
     if any(stage.gpu_hours for stage in stages):
         assumptions.append(f"a GPU hour costs ${DOLLARS_PER_GPU_HOUR:g}")
     disk_bytes = sum(stage.disk_bytes for stage in stages)
-    missing = missing_data + _missing(recipe, teacher, student, gpu, disk_bytes)
-    return Plan(recipe.name, recipe.description, tuple(stages), tuple(assumptions), tuple(dict.fromkeys(missing)))
+    _add_machine(needs, recipe, teacher, student, gpu, disk_bytes)
+    assumed, missing, downloads = (tuple(dict.fromkeys(lines)) for lines in (needs.assumptions, needs.missing, needs.downloads))
+    return Plan(recipe.name, recipe.description, tuple(stages), assumed, missing, downloads)
 
 
 def _device_words(device: Device, local_name: str) -> str:
@@ -291,20 +338,33 @@ def _traces_stage(
             disk_bytes=disk,
         )
     if isinstance(t, VllmTeacher):
-        devices, copies, batch, device, weight_bytes = t.tensor_parallel, t.replicas, t.max_concurrent, gpu, 2.0
-        what = f"{t.model} on vLLM: {t.samples_per_problem} a problem, {copies} replicas of {devices} GPUs"
+        devices, copies, device = t.tensor_parallel, t.replicas, gpu
+        what = (
+            f"{t.model} on vLLM: {t.samples_per_problem} a problem, {_plural(copies, 'replica')} of {_plural(devices, 'GPU')}"
+        )
+        speed = decoding_tokens_per_s(facts, device, batch_size=t.max_concurrent, num_devices=devices)
+        wall_s = output_tokens / speed / copies
     else:
         on_gpu = cluster.gpus_per_teacher_actor > 0
         device = gpu if on_gpu else CPU_CORE
         devices = cluster.gpus_per_teacher_actor if on_gpu else cluster.cpus_per_teacher_actor
-        copies, batch, weight_bytes = cluster.num_teacher_actors, t.batch_size, 4.0 if t.dtype == "float32" else 2.0
-        unit = "GPU" if on_gpu else "CPU"
-        what = f"{t.model} in transformers: {t.samples_per_problem} a problem, {copies} actors of {devices:g} {unit}(s)"
-    speed = decoding_tokens_per_s(facts, device, batch_size=batch, num_devices=devices, weight_bytes=weight_bytes)
+        copies = cluster.num_teacher_actors
+        unit = _plural(devices, "GPU" if on_gpu else "CPU")
+        what = f"{t.model} in transformers: {t.samples_per_problem} a problem, {_plural(copies, 'actor')} of {unit}"
+        wall_s = batched_decoding_s(
+            facts,
+            device,
+            num_sequences=-(-traces // copies),
+            batch_size=t.batch_size,
+            num_tokens=output_tokens / copies,
+            max_new_tokens=t.sampling.max_new_tokens,
+            num_devices=devices,
+            weight_bytes=4.0 if t.dtype == "float32" else 2.0,
+        )
     # Reading the prompt costs a forward pass at full efficiency; it is small beside the reasoning and counted with it.
     prefill_s = input_tokens * 2 * facts.num_active_params / (device.flops * device.efficiency * devices)
-    copy_hours = (output_tokens / speed + prefill_s) / 3600
-    return _device_stage("traces", what, traces, tokens, device, copy_hours * devices, copy_hours / copies, disk)
+    hours = (wall_s + prefill_s / copies) / 3600
+    return _device_stage("traces", what, traces, tokens, device, hours * devices * copies, hours, disk)
 
 
 def _train_stage(recipe: Recipe, facts: ModelFacts, gpu: Device, rows: int, row_tokens: int) -> StagePlan:
@@ -315,12 +375,14 @@ def _train_stage(recipe: Recipe, facts: ModelFacts, gpu: Device, rows: int, row_
     on_gpu = cluster.gpus_per_train_worker > 0
     device = gpu if on_gpu else CPU_CORE
     devices = workers * (cluster.gpus_per_train_worker if on_gpu else cluster.cpus_per_train_worker)
-    speed = training_tokens_per_s(facts, device, gradient_checkpointing=train.gradient_checkpointing)
-    device_hours = tokens / speed / 3600
     # Seven projections a layer, each about hidden × 2.3 hidden on average: rank · (in + out) parameters apiece.
     adapter = int(facts.num_layers * 7 * lora.rank * 3.3 * facts.hidden_size)
+    speed = training_tokens_per_s(
+        facts, device, gradient_checkpointing=train.gradient_checkpointing, num_adapter_params=adapter
+    )
+    device_hours = tokens / speed / 3600
     base = f"{recipe.student.base_model} over {recipe.student.base_weights}"
-    what = f"LoRA r={lora.rank} on {base}: {steps:,} steps of {train.tokens_per_step:,} tokens"
+    what = f"LoRA r={lora.rank} on {base}: {_plural(steps, 'step')} of {_plural(train.tokens_per_step, 'token')}"
     # A resumable checkpoint holds the adapter and two optimizer moments in float32; two are kept.
     return _device_stage("train", what, steps, tokens, device, device_hours, device_hours / devices, 2 * adapter * 12)
 
@@ -342,9 +404,19 @@ def _gate_stage(recipe: Recipe, facts: ModelFacts, gpu: Device, test_problems: i
     device = gpu if on_gpu else CPU_CORE
     devices = cluster.gpus_per_train_worker if on_gpu else cluster.cpus_per_train_worker
     weight_bytes = 4.0 if recipe.student.dtype == "float32" else 2.0
-    speed = decoding_tokens_per_s(facts, device, batch_size=gate.batch_size, num_devices=devices, weight_bytes=weight_bytes)
-    hours = answers * completion / speed / 3600
-    what = f"base, student and checkpoint on {problems:,} test problems, {gate.samples_per_problem} sample(s) each"
+    one_model_s = batched_decoding_s(
+        facts,
+        device,
+        num_sequences=answers // 3,
+        batch_size=gate.batch_size,
+        num_tokens=answers * completion / 3,
+        max_new_tokens=gate.max_new_tokens,
+        num_devices=devices,
+        weight_bytes=weight_bytes,
+    )
+    hours = 3 * one_model_s / 3600
+    samples = _plural(gate.samples_per_problem, "sample")
+    what = f"base, student and checkpoint on {_plural(problems, 'test problem')}, {samples} each"
     return _device_stage("validate", what, answers, answers * completion, device, hours * devices, hours, answers * 2000)
 
 
@@ -393,10 +465,17 @@ def render_text(plan: Plan) -> str:
         lines.append("  ".join([*cells, note]).rstrip())
     lines += ["", "Assumed:", *(f"  - {line}" for line in plan.assumptions), ""]
     if plan.missing:
-        lines += ["Missing on this machine:", *(f"  - {line}" for line in plan.missing)]
+        lines += ["Missing on this machine, and needed first:", *(f"  - {line}" for line in plan.missing)]
     else:
         lines.append("Nothing is missing on this machine.")
+    if plan.downloads:
+        lines += ["", "Downloaded on first use:", *(f"  - {line}" for line in plan.downloads)]
     return "\n".join(lines)
+
+
+def _plural(count: float, noun: str) -> str:
+    number = f"{count:,.0f}" if count == int(count) else f"{count:g}"
+    return f"{number} {noun}" if count == 1 else f"{number} {noun}s"
 
 
 def _scaled(value: float, units: Iterable[tuple[float, str]]) -> str:
@@ -415,12 +494,12 @@ def _bytes(value: float) -> str:
 
 
 def _hours(value: float) -> str:
-    return _scaled(value, ((24, " d"), (1, " h"), (1 / 60, " min"), (1 / 3600, " s")))
+    return "<1 s" if 0 < value < 1 / 3600 else _scaled(value, ((24, " d"), (1, " h"), (1 / 60, " min"), (1 / 3600, " s")))
 
 
 def _number(value: float) -> str:
-    return f"{value:,.3g}" if 0 < value < 1000 else f"{value:,.0f}" if value else "-"
+    return "<0.01" if 0 < value < 0.01 else f"{value:,.3g}" if 0 < value < 1000 else f"{value:,.0f}" if value else "-"
 
 
 def _money(value: float) -> str:
-    return f"${value:,.0f}" if value >= 1 else "-" if not value else f"${value:.2f}"
+    return f"${value:,.0f}" if value >= 1 else "-" if not value else "<$0.01" if value < 0.01 else f"${value:.2f}"

@@ -196,9 +196,9 @@ class EndpointTeacher(Teacher):
     api_key_env: str | None = None
     """Name of the environment variable that holds the key; null sends none. The key itself never stands in a recipe."""
     price_per_million_input_tokens: NonNegativeFloat = 0.0
-    """Dollars, for the plan and the report."""
+    """Dollars, for the plan."""
     price_per_million_output_tokens: NonNegativeFloat = 0.0
-    """Dollars, for the plan and the report."""
+    """Dollars, for the plan."""
     max_concurrent: PositiveInt = 64
     """Requests in flight."""
 
@@ -227,7 +227,7 @@ class Filters(Section):
     min_tokens: PositiveInt = 1
     """Shortest completion that is kept, in the teacher's tokens."""
     max_tokens: PositiveInt | None = None
-    """Longest completion that is kept, in the teacher's tokens; null sets no limit."""
+    """Longest completion that is kept, in the teacher's tokens; null takes teacher.sampling.max_new_tokens."""
     decontaminate: bool = True
     """Drop traces whose prompt or completion contains a test problem."""
 
@@ -373,7 +373,7 @@ class Cluster(Section):
     cpus_per_train_worker: PositiveFloat = 1.0
     gpus_per_train_worker: NonNegativeFloat = 0.0
     object_store_mb: Annotated[int, Field(ge=80)] | None = None
-    """Shared memory of a local Ray, MiB; null lets Ray choose."""
+    """Shared memory of a local Ray, MiB; null takes 256."""
 
 
 class Recipe(Section):

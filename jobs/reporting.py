@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 from stillhouse.jobs import remote
 from stillhouse.jobs.run_state import RunState
@@ -39,7 +40,12 @@ def report_stage(run: RunState) -> Report:
     Made anew every time: it costs seconds, and its thresholds may have changed.
     """
     graded = {name: run.store.read(f"evaluations/{name}", Graded) for name in EVALUATED if _evaluated(run, name)}
-    integrity = check_checkpoint(run.store.path("checkpoint"))
+    checkpoint = run.store.path("checkpoint")
+    integrity = check_checkpoint(checkpoint)
+    if integrity.problems and all(problem.startswith("README.md") for problem in integrity.problems):
+        # A run that was killed between writing the card and sealing the folder: the card is ours to write again.
+        _seal_card(checkpoint, "The gate has not judged this checkpoint yet.")
+        integrity = check_checkpoint(checkpoint)
     for problem in integrity.problems:
         run.reporter.note(f"checkpoint: {problem}")
     gate = _judge(run, graded, integrity)
@@ -186,8 +192,6 @@ def _sample(trace: Trace, problems: Mapping[str, Problem], reasons: Iterable[str
 
 def _write_card(run: RunState, report: Report) -> None:
     """Put the measured results on the checkpoint's card and seal the folder again."""
-    from stillhouse.students.emitting import replace_card
-
     recipe = run.recipe
     card = f"""# {recipe.name}
 
@@ -208,4 +212,10 @@ temperature {recipe.gate.temperature:g} and at most {recipe.gate.max_new_tokens}
 
 {summary_markdown(report)}
 """
-    replace_card(run.store.path("checkpoint"), card)
+    _seal_card(run.store.path("checkpoint"), card)
+
+
+def _seal_card(checkpoint: Path, card: str) -> None:
+    from stillhouse.students.emitting import replace_card
+
+    replace_card(checkpoint, card)

@@ -12,7 +12,8 @@ from typing import Any
 from stillhouse.jobs.cluster import meant_error, ray_session
 from stillhouse.jobs.progress import Reporter
 from stillhouse.jobs.recipe import Recipe
-from stillhouse.pipeline.errors import RecipeError
+from stillhouse.jobs.sources import num_teacher_actors, teacher_spec
+from stillhouse.pipeline.errors import ClusterError, RecipeError
 from stillhouse.pipeline.store import RunStore, StageManifest, fingerprint
 
 COMMAND_OF_STAGE = {
@@ -76,26 +77,33 @@ class RunState:
             )
             session = ray_session(self._address, object_store_mb=cluster.object_store_mb, num_cpus=wanted)
             self._ray = self._stack.enter_context(session)
-            self._say_what_no_node_has()
+            self._look_at_resources()
         return self._ray
 
-    def _say_what_no_node_has(self) -> None:
-        """Ray waits in silence for a node that is large enough; an autoscaler may bring one, so this is no error."""
-        cluster = self.recipe.cluster
+    def _look_at_resources(self) -> None:
+        """Say what Ray would wait for in silence: here that is an error, on a cluster a larger node may yet join."""
+        cluster, teacher = self.recipe.cluster, teacher_spec(self.recipe)
+        actors, workers = num_teacher_actors(self.recipe), max(1, cluster.train_workers)
         asked = {
-            "cluster.cpus_per_teacher_actor": ("CPU", cluster.cpus_per_teacher_actor),
-            "cluster.gpus_per_teacher_actor": ("GPU", cluster.gpus_per_teacher_actor),
-            "cluster.cpus_per_train_worker": ("CPU", cluster.cpus_per_train_worker),
-            "cluster.gpus_per_train_worker": ("GPU", cluster.gpus_per_train_worker),
+            "cluster.cpus_per_teacher_actor": ("CPU", teacher.num_cpus, actors),
+            "cluster.gpus_per_teacher_actor": ("GPU", teacher.num_gpus, actors),
+            "cluster.cpus_per_train_worker": ("CPU", cluster.cpus_per_train_worker, workers),
+            "cluster.gpus_per_train_worker": ("GPU", cluster.gpus_per_train_worker, workers),
         }
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        for key, (resource, amount) in asked.items():
+        if self._address is not None:
+            total = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
+            head = self._ray.get_runtime_context().gcs_address
+            self.reporter.note(f"Ray: joined {head} ({len(nodes)} nodes, {total['CPU']:g} CPUs, {total['GPU']:g} GPUs)")
+        for key, (resource, amount, count) in asked.items():
             most = max((node.get(resource, 0) for node in nodes), default=0)
-            if amount > most:
-                self.reporter.note(
-                    f"{key}={amount:g}, and the largest node of this cluster has {most:g} {resource}s: the run will wait until "
-                    f"a larger node joins; lower {key} if none will"
-                )
+            whole = sum(node.get(resource, 0) for node in nodes)
+            if amount <= most and amount * count <= whole:
+                continue
+            has = f"{key}={amount:g} for {count} of them, and there are {whole:g} {resource}s, {most:g} on the largest node"
+            if self._address is None:
+                raise ClusterError(f"{has}: this machine cannot run that; lower {key} or their number, or give --address")
+            self.reporter.note(f"{has}: the run waits until more join; lower {key} or their number if none will")
 
     def on_worker(self, function: Callable[..., Any], *arguments: Any, num_cpus: float = 1, num_gpus: float = 0) -> Any:
         """Call a function in a Ray task and wait; what it raises comes back as the user's error."""
@@ -139,6 +147,8 @@ class RunState:
                     f"{self.store.root} has no {name} for this recipe: it {why}. Run `stillhouse {command}` with the same "
                     "recipe and --out first, or `stillhouse run` for all stages"
                 )
+            # What is on disk is about to change: the old manifest must not vouch for it any longer.
+            self.store.revoke_stage(name)
             started = time.monotonic()
             with self.reporter.stage(name):
                 output = work(print_)

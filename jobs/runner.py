@@ -18,7 +18,7 @@ from stillhouse.jobs.stages import (
     traces_stage,
     train_stage,
 )
-from stillhouse.pipeline.errors import ClusterError
+from stillhouse.pipeline.errors import ClusterError, RecipeError
 from stillhouse.pipeline.report import Report
 from stillhouse.pipeline.store import RunStore, write_atomic
 
@@ -52,11 +52,14 @@ def run_recipe(
         StillhouseError: what stopped the run, in a sentence; everything committed stays.
     """
     only, num_stages = (None, len(STAGES)) if command == "run" else WORK_OF_COMMAND[command]
+    if command not in ("run", "generate") and not Path(out).is_dir():
+        raise RecipeError(f"{out} is not a run's folder; run `stillhouse generate` or `stillhouse run` first, or correct --out")
     store = RunStore(out)
     with _one_run_at_a_time(store), RunState(recipe, store, reporter, address=address, only=only) as run:
-        write_atomic(store.path("recipe.yaml"), recipe.to_yaml().encode())
         for stage in STAGES[:num_stages]:
             stage(run)
+            # After the first stage that fits: a recipe that does not belong here leaves the folder as it was.
+            write_atomic(store.path("recipe.yaml"), recipe.to_yaml().encode())
         if command in ("run", "validate", "report"):
             return report_stage(run)
     return None

@@ -114,7 +114,11 @@ def file_hashes(recipe: Recipe) -> dict[str, str]:
     hashes = {}
     for source in (*recipe.problems.train, *recipe.problems.validation, *recipe.problems.test):
         if isinstance(source, FileSource) and Path(source.path).is_file():
-            hashes[source.path] = output_hash(Path(source.path))
+            hashes[Path(source.path).name] = output_hash(Path(source.path))
+        if isinstance(source, DatasetSource) and Path(source.name).is_dir():
+            for path in sorted(Path(source.name).rglob("*")):
+                if path.is_file():
+                    hashes[f"{source.name}:{path.relative_to(source.name)}"] = output_hash(path)
     return hashes
 
 
@@ -176,7 +180,7 @@ def num_teacher_actors(recipe: Recipe) -> int:
 
 
 def evaluation_spec(recipe: Recipe, model: str, *, revision: str | None = None) -> GeneratorSpec:
-    """How a student is loaded for evaluation: as a user would, with transformers, in the recipe's dtype."""
+    """How a student is loaded for evaluation: with transformers, in the recipe's dtype, on what training asks for."""
     cluster = recipe.cluster
     return GeneratorSpec(
         "transformers",
@@ -184,8 +188,8 @@ def evaluation_spec(recipe: Recipe, model: str, *, revision: str | None = None) 
         revision=revision,
         dtype=recipe.student.dtype,
         batch_size=recipe.gate.batch_size,
-        num_cpus=cluster.cpus_per_teacher_actor,
-        num_gpus=cluster.gpus_per_teacher_actor,
+        num_cpus=cluster.cpus_per_train_worker,
+        num_gpus=cluster.gpus_per_train_worker,
     )
 
 

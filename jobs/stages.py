@@ -7,13 +7,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from stillhouse.jobs import remote
 from stillhouse.jobs.generators import GeneratorPool, chunks
-from stillhouse.jobs.recipe import EndpointTeacher
+from stillhouse.jobs.recipe import EndpointTeacher, FileSource, Recipe, VllmTeacher
 from stillhouse.jobs.run_state import RunState, StageOutput
 from stillhouse.jobs.sources import (
     evaluation_spec,
@@ -37,7 +37,6 @@ EVALUATED = ("teacher", "base", "student", "checkpoint")
 
 def problems_stage(run: RunState) -> None:
     """Problems of every split, with disjoint texts and golds that verify themselves."""
-    section = run.recipe.problems.model_dump(mode="json")
 
     def work(_: str) -> StageOutput:
         kept, left_out = load_problems(run.recipe)
@@ -52,10 +51,20 @@ def problems_stage(run: RunState) -> None:
         "problems",
         kind="problems",
         code_version=CODE_VERSIONS["problems"],
-        settings={"problems": section, "files": file_hashes(run.recipe)},
+        settings={"problems": _without_folders(run.recipe), "files": file_hashes(run.recipe)},
         inputs={},
         work=work,
     )
+
+
+def _without_folders(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's problems, files by their names alone: what is in them counts, not where they lie."""
+    section = recipe.problems.model_dump(mode="json")
+    for split in ("train", "validation", "test"):
+        for source, entry in zip(getattr(recipe.problems, split), section[split]):
+            if isinstance(source, FileSource):
+                entry["path"] = Path(source.path).name
+    return section
 
 
 def check_student(run: RunState) -> None:
@@ -82,16 +91,24 @@ def read_problems(run: RunState) -> list[Problem]:
 def teacher_identity(run: RunState) -> dict[str, Any]:
     """What decides a trace besides its prompt: the teacher, its revision, sampling and how it is asked."""
     teacher = run.recipe.teacher
-    model = resolve_teacher(teacher.model)
-    revision = teacher.revision or ""
-    if not isinstance(teacher, EndpointTeacher) and Path(model).is_dir():
-        from stillhouse.teachers.tracing import folder_revision
+    model, revision = teacher.model, teacher.revision or ""
+    folder = Path(resolve_teacher(model)).expanduser()
+    if isinstance(teacher, EndpointTeacher):
+        served = teacher.base_url
+    else:
+        served = teacher.dtype
+        if folder.is_dir():
+            from stillhouse.teachers.tracing import folder_revision
 
-        revision = folder_revision(Path(model))
+            # Known by what is in it: the same folder elsewhere is the same teacher.
+            model, revision = Path(model).name, folder_revision(folder)
+    if isinstance(teacher, VllmTeacher):
+        served += f", at most {teacher.max_model_len} tokens"
     return {
         "kind": teacher.kind,
-        "model": teacher.model,
+        "model": model,
         "revision": revision,
+        "served": served,
         "sampling": asdict(teacher_sampling(run.recipe)),
         "system_prompt": teacher.system_prompt,
         "prompt_suffix": teacher.prompt_suffix,
@@ -119,6 +136,7 @@ def _teacher_requests(run: RunState, problems: Sequence[Problem], samples: int, 
         prompts,
         teacher=identity["model"],
         teacher_revision=identity["revision"],
+        served=identity["served"],
         sampling=teacher_sampling(run.recipe),
         samples_per_problem=samples,
         seed=seed,
@@ -148,10 +166,13 @@ def traces_stage(run: RunState) -> None:
         missing.sort(key=lambda request: len(request.rendered_prompt))
         sampling = teacher_sampling(run.recipe)
 
+        attempt = len(run.store.ledger("traces"))  # so that a batch assigned again makes a new entry
+
         def begin(batch: Sequence[Any]) -> None:
+            nonlocal attempt
+            attempt += 1
             entry = {"keys": [request.key for request in batch]}
-            name = content_key("assigned", entry["keys"], len(list(run.store.path("traces", "ledger").glob("*.json"))))
-            run.store.write_json(f"traces/ledger/{name[:24]}.json", entry)
+            run.store.write_json(f"traces/ledger/{attempt:08d}-{content_key(entry['keys'])[:16]}.json", entry)
 
         if missing:
             with GeneratorPool(run.ray, spec, num_actors=num_teacher_actors(run.recipe)) as pool:
@@ -176,8 +197,7 @@ def traces_stage(run: RunState) -> None:
                     ]
                     run.store.add_shard("traces", Trace, rows)
                     run.reporter.advance(len(rows))
-        planned = {request.key for request in requests}
-        rows = [trace for trace in run.store.read("traces", Trace, key="key") if trace.key in planned]
+        rows = _of_requests(run, requests)
         assigned = sum(len(entry["keys"]) for entry in run.store.ledger("traces"))
         return StageOutput(
             tuple(run.store.shards("traces")),
@@ -205,9 +225,17 @@ def traces_stage(run: RunState) -> None:
 def planned_traces(run: RunState) -> list[Trace]:
     """The committed traces that this recipe planned; a run's folder may hold others, from earlier settings."""
     problems = [problem for problem in read_problems(run) if problem.split == "train"]
-    requests = _teacher_requests(run, problems, run.recipe.teacher.samples_per_problem, run.recipe.seed)
-    planned = {request.key for request in requests}
-    return [trace for trace in run.store.read("traces", Trace, key="key") if trace.key in planned]
+    return _of_requests(run, _teacher_requests(run, problems, run.recipe.teacher.samples_per_problem, run.recipe.seed))
+
+
+def _of_requests(run: RunState, requests: Sequence[Any]) -> list[Trace]:
+    """The committed traces of some requests. A problem whose answer was corrected keeps the traces of its prompt."""
+    parents = {request.key: request.problem_id for request in requests}
+    return [
+        replace(trace, problem_id=parents[trace.key])
+        for trace in run.store.read("traces", Trace, key="key")
+        if trace.key in parents
+    ]
 
 
 def filter_stage(run: RunState) -> None:
@@ -216,7 +244,6 @@ def filter_stage(run: RunState) -> None:
 
     def work(_: str) -> StageOutput:
         problems, traces = read_problems(run), planned_traces(run)
-        run.reporter.begin("verify", len(traces))
         result = run.on_worker(
             remote.filter_traces,
             problems,
@@ -240,8 +267,12 @@ def filter_stage(run: RunState) -> None:
             largest = max(result.funnel, key=lambda row: row.num_dropped, default=None)
             reason = f"most were dropped by {largest.stage} ({largest.reason})" if largest else "the teacher wrote none"
             raise NothingKeptError(
-                f"none of {len(traces)} traces was kept: {reason}. The verdicts are in {run.store.path('verdicts')}; "
-                "look at teacher.sampling.max_new_tokens, filters and the answers of the problems"
+                f"none of {len(traces)} traces was kept: {reason}. The verdicts are in {run.store.path('verdicts')}; look at "
+                + (
+                    "teacher.opens_think, teacher.prompt_suffix and teacher.sampling.max_new_tokens"
+                    if largest and largest.stage == "format"
+                    else "the answers of the problems, filters and select"
+                )
             )
         return StageOutput(tuple(files), {"num_in": len(traces), "num_kept": len(kept)})
 
@@ -367,6 +398,7 @@ def quantize_stage(run: RunState) -> None:
                 "training": run.manifests["train"].fingerprint,
                 "versions": remote.library_versions(),
             },
+            num_cpus=recipe.cluster.cpus_per_train_worker,
         )
         run.store.write_json("quantization.json", result)
         files = [run.store.path("quantization.json")]
@@ -400,7 +432,10 @@ def evaluate_stages(run: RunState) -> None:
     models = {
         "base": (
             recipe.student.base_model,
-            {"base": remote.model_revision(recipe.student.base_model, recipe.student.revision)},
+            {
+                "base_model": recipe.student.base_model,
+                "base": remote.model_revision(recipe.student.base_model, recipe.student.revision),
+            },
         ),
         "student": (str(run.store.path("student")), {"quantize": run.manifests["quantize"].fingerprint}),
         "checkpoint": (str(run.store.path("checkpoint")), {"quantize": run.manifests["quantize"].fingerprint}),
@@ -488,7 +523,7 @@ def _grade_student(run: RunState, name: str, model: str) -> list[Graded]:
     )
     run.reporter.begin(name, len(problems) * recipe.gate.samples_per_problem)
     spec = evaluation_spec(recipe, folder, revision=revision)
-    with GeneratorPool(run.ray, spec, num_actors=recipe.cluster.num_teacher_actors) as pool:
+    with GeneratorPool(run.ray, spec, num_actors=max(1, recipe.cluster.train_workers)) as pool:
 
         def generate(prompts: list[str], seeds: list[int]) -> list[Completion]:
             return list(_in_order(run, pool, prompts, seeds, spec.batch_size))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 import shlex
 import subprocess
@@ -47,7 +48,13 @@ def submit(recipe: Recipe, *, address: str, out: str, follow: bool, show: Callab
             f"--out {out!r} is relative to this machine's working folder; a job needs an absolute path that every node of "
             "the cluster sees, for example a shared file system's"
         )
+    if not address.startswith(("http://", "https://")):
+        raise RecipeError(
+            f"--address {address!r} has to be the dashboard's and start with http://, for example http://{address}"
+        )
     use_token()
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        os.environ.pop(name, None)  # Ray would send the job there instead of where the user said
     logging.getLogger("ray").setLevel(logging.WARNING)
     from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
@@ -78,7 +85,13 @@ def submit(recipe: Recipe, *, address: str, out: str, follow: bool, show: Callab
             raise ClusterError(f"the cluster at {address!r} refused the job ({first_line(error)})") from error
     if not follow:
         return job_id, int(ExitCode.PASS)
-    asyncio.run(_follow(client, job_id, show))
+    try:
+        asyncio.run(_follow(client, job_id, show))
+    except KeyboardInterrupt as error:
+        raise ClusterError(
+            f"no longer following, and the job goes on; look at it with `ray job logs --address {address} --follow {job_id}` "
+            f"or end it with `ray job stop --address {address} {job_id}`"
+        ) from error
     return job_id, exit_code_of(client, job_id)
 
 
@@ -124,7 +137,9 @@ def with_files(recipe: Recipe, folder: Path) -> Recipe:
         sources = []
         for number, source in enumerate(getattr(recipe.problems, split)):
             if isinstance(source, FileSource) and Path(source.path).is_file():
-                name = f"{split}-{number}-{Path(source.path).name}"
+                # In a folder of its own and under its own name, which the report groups problems by.
+                name = f"{split}-{number}/{Path(source.path).name}"
+                (folder / name).parent.mkdir()
                 (folder / name).write_bytes(Path(source.path).read_bytes())
                 source = source.model_copy(update={"path": name})
             sources.append(source.model_dump())

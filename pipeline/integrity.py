@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from stillhouse.pipeline.errors import IntegrityError
-from stillhouse.pipeline.manifest import MANIFEST_NAME, read_manifest, strict_json, verify_manifest
+from stillhouse.pipeline.manifest import MANIFEST_NAME, json_type, read_manifest, strict_json, verify_manifest
 from stillhouse.pipeline.safetensors_reader import TensorEntry, read_safetensors_header
 
 ALLOWED_SUFFIXES = frozenset({".json", ".safetensors", ".jinja", ".txt", ".md", ".model"})
@@ -40,48 +40,64 @@ class IntegrityReport:
 def check_checkpoint(folder: Path | str) -> IntegrityReport:
     """Check an emitted checkpoint folder: files, manifest, safetensors, weights, configuration, tokenizer, template.
 
-    Every check runs, so that one call names everything that is wrong. The manifest's ``provenance`` has to hold
+    Every check runs, so that one call names everything that is wrong, and each cause once: of a file that is foreign, missing
+    or cut, what follows from that is not said again. The manifest's ``provenance`` has to hold
     ``chat_template_sha256`` (see ``chat_template_sha256``): the template that the student was trained with.
     """
     root = Path(folder)
     if not root.is_dir():
         return IntegrityReport(False, [f"{root}: no such folder"], 0, 0)
     paths = [path for path in sorted(root.rglob("*")) if path.is_symlink() or not path.is_dir()]
-    problems = [problem for path in paths for problem in _check_file(root, path)]
+    faults_by_file = {path.relative_to(root).as_posix(): _check_file(root, path) for path in paths}
+    problems = [fault for faults in faults_by_file.values() for fault in faults]
+    hurt = {name for name, faults in faults_by_file.items() if faults}  # said above; not again below
 
-    provenance: dict[str, Any] = {}
+    provenance: dict[str, Any] | None = None
     try:
-        problems += verify_manifest(root)
+        differences = verify_manifest(root)
         provenance = read_manifest(root)["provenance"]
     except IntegrityError as error:
-        problems.append(f"{MANIFEST_NAME}: {error}")
+        differences = []
+        if MANIFEST_NAME not in hurt:
+            problems.append(f"{MANIFEST_NAME}: {str(error).removeprefix(str(root / MANIFEST_NAME)).lstrip(': ')}")
+    differences = [line for line in differences if line.partition(": ")[0] not in hurt]
+    problems += differences
+    hurt |= {line.partition(": ")[0] for line in differences}
 
-    parsed = {path.relative_to(root).as_posix(): _json(path) for path in paths if path.suffix == ".json" and path.is_file()}
-    problems += [f"{name}: {value}" for name, value in parsed.items() if isinstance(value, ValueError)]
-    config = _mapping(parsed, "config.json", problems)
-    generation = _mapping(parsed, "generation_config.json", problems)
+    parsed = {
+        name: _json(path)
+        for path in paths
+        if path.suffix == ".json" and path.is_file() and (name := path.relative_to(root).as_posix()) != MANIFEST_NAME
+    }
+    problems += [f"{name}: {value}" for name, value in parsed.items() if isinstance(value, ValueError) and name not in hurt]
+    config = _mapping(parsed, "config.json", problems, hurt)
+    generation = _mapping(parsed, "generation_config.json", problems, hurt)
 
     tensors: dict[str, TensorEntry] = {}
     for path in paths:
         if path.suffix != ".safetensors" or not path.is_file():
             continue
         entries, faults = read_safetensors_header(path)
-        problems += [f"{path.relative_to(root).as_posix()}: {fault}" for fault in faults]
+        name = path.relative_to(root).as_posix()
+        problems += [f"{name}: {fault}" for fault in faults]
+        hurt |= {name} if faults else set()
         for entry in entries:
             if path.parent != root:
                 continue  # an adapter beside the model has names of its own
             if entry.name in tensors:
                 problems.append(f"{path.name}: tensor {entry.name!r} is also in {tensors[entry.name].file.name}")
             tensors[entry.name] = entry
-    if not tensors:
-        problems.append("model.safetensors: no tensor in the folder")
-    problems += _check_index(root, parsed, tensors)
-    problems += [f"{entry.file.name}: {fault}" for entry in tensors.values() for fault in _check_finite(entry)]
-    problems += _check_int4(tensors, config)
     if tensors:
+        problems += _check_index(parsed, tensors)
+        problems += [f"{entry.file.name}: {fault}" for entry in tensors.values() for fault in _check_finite(entry)]
+    if tensors and config:
+        problems += _check_int4(tensors, config)
         problems += _check_architecture(tensors, config)
-    problems += _check_tokenizer(root, parsed, config, generation)
-    problems += _check_template(root, parsed, provenance)
+    if not tensors and not any(name.endswith(".safetensors") for name in hurt):
+        problems.append("model.safetensors: no tensor in the folder")
+    problems += _check_tokenizer(root, parsed, config, generation, hurt)
+    if "chat_template.jinja" not in hurt:
+        problems += _check_template(root, parsed, provenance)
     return IntegrityReport(not problems, problems, len(paths), len(tensors))
 
 
@@ -114,23 +130,27 @@ def _json(path: Path) -> Any:
         return ValueError(f"not valid JSON: {error}")
 
 
-def _mapping(parsed: dict[str, Any], name: str, problems: list[str]) -> dict[str, Any]:
-    """A required JSON file as a mapping; empty, and a problem more, where it is not one."""
+def _mapping(parsed: dict[str, Any], name: str, problems: list[str], hurt: set[str]) -> dict[str, Any]:
+    """A required JSON file as a mapping; empty, and a problem more, where it is not one or says nothing."""
     content = parsed.get(name)
-    if isinstance(content, dict):
+    if isinstance(content, dict) and content:
         if "auto_map" in content:
             problems.append(f"{name}: auto_map makes loaders run code from the folder or from a hub; remove it")
         return content
-    if not isinstance(content, ValueError):  # that one is reported already
-        problems.append(f"{name}: missing" if content is None else f"{name}: has to be a mapping, got {type(content).__name__}")
+    if name not in parsed:
+        problems += [] if name in hurt else [f"{name}: missing"]
+    elif content == {}:
+        problems.append(f"{name}: an empty JSON object; it lacks every setting")
+    elif not isinstance(content, ValueError):  # that one is reported already
+        problems.append(f"{name}: expected a JSON object, got {json_type(content)}")
     return {}
 
 
-def _check_index(root: Path, parsed: dict[str, Any], tensors: dict[str, TensorEntry]) -> list[str]:
+def _check_index(parsed: dict[str, Any], tensors: dict[str, TensorEntry]) -> list[str]:
     name = "model.safetensors.index.json"
     shards = sorted({entry.file.name for entry in tensors.values()})
     index = parsed.get(name)
-    if index is None:
+    if name not in parsed:
         return [f"{name}: missing, and the tensors are in {len(shards)} files ({', '.join(shards)})"] if len(shards) > 1 else []
     if isinstance(index, ValueError):
         return []
@@ -173,15 +193,24 @@ def _check_int4(tensors: dict[str, TensorEntry], config: dict[str, Any]) -> list
     quantization = config.get("quantization_config")
     if not modules:
         return ["config.json: quantization_config is there, and no tensor is quantized"] if quantization else []
+    if quantization is None:
+        return ["config.json: quantization_config is missing, and the tensors are quantized"]
+    says = "config.json: quantization_config does not describe the quantized tensors: "
     try:
+        if len(quantization["config_groups"]) != 1:
+            raise ValueError(f"expected one group in config_groups, got {len(quantization['config_groups'])}")
         (group,) = quantization["config_groups"].values()
         bits, group_size = group["weights"]["num_bits"], group["weights"]["group_size"]
         if quantization["format"] != "pack-quantized" or type(bits) is not int or type(group_size) is not int:
             raise ValueError("expected format pack-quantized and whole numbers")
         if not (bits in (4, 8) and group_size >= 1):
             raise ValueError(f"num_bits={bits} and group_size={group_size} make no packed weight")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        return [f"config.json: quantization_config does not describe the quantized tensors: {error!r}"]
+    except KeyError as error:
+        return [f"{says}it lacks {error}"]
+    except (TypeError, AttributeError):
+        return [f"{says}expected config_groups, each with weights, num_bits and group_size"]
+    except ValueError as error:
+        return [f"{says}{error}"]
     if group["weights"].get("symmetric") is not True:
         parts.append("weight_zero_point")
 
@@ -218,8 +247,6 @@ def _check_architecture(tensors: dict[str, TensorEntry], config: dict[str, Any])
     """Shapes as config.json says, for the decoder layout that Qwen2, Qwen3 and Llama share; every layer there and alike."""
     sizes = {key: config.get(key) for key in ("vocab_size", "hidden_size", "num_hidden_layers")}
     bad = {key: value for key, value in sizes.items() if type(value) is not int or value < 1}
-    if not config:
-        return []  # missing or not JSON: reported already
     if bad:
         return [f"config.json: needs vocab_size, hidden_size and num_hidden_layers as whole numbers; got {bad}"]
     vocab, hidden, num_layers = sizes.values()
@@ -269,7 +296,9 @@ def _check_architecture(tensors: dict[str, TensorEntry], config: dict[str, Any])
     return problems
 
 
-def _check_tokenizer(root: Path, parsed: dict[str, Any], config: dict[str, Any], generation: dict[str, Any]) -> list[str]:
+def _check_tokenizer(
+    root: Path, parsed: dict[str, Any], config: dict[str, Any], generation: dict[str, Any], hurt: set[str]
+) -> list[str]:
     problems: list[str] = []
     vocab_size = config.get("vocab_size")
     for name, content in (("config.json", config), ("generation_config.json", generation)):
@@ -282,21 +311,19 @@ def _check_tokenizer(root: Path, parsed: dict[str, Any], config: dict[str, Any],
     if generation and generation.get("eos_token_id") in (None, []):
         problems.append("generation_config.json: no eos_token_id, so generation never stops by itself")
 
-    if "tokenizer.json" not in parsed:
-        return [*problems, "tokenizer.json: missing"]
-    if isinstance(parsed["tokenizer.json"], ValueError):
+    settings = _mapping(parsed, "tokenizer_config.json", problems, hurt)
+    if not _mapping(parsed, "tokenizer.json", problems, hurt):
         return problems
     from tokenizers import Tokenizer
 
     try:
         tokenizer = Tokenizer.from_file(str(root / "tokenizer.json"))
     except Exception as error:  # the Rust binding raises the bare type
-        problems.append(f"tokenizer.json: the tokenizers library refuses it: {error}")
+        problems += [] if "tokenizer.json" in hurt else [f"tokenizer.json: the tokenizers library refuses it: {error}"]
         return problems
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     if type(vocab_size) is int and vocabulary and max(vocabulary.values()) >= vocab_size:
         problems.append(f"tokenizer.json: token id {max(vocabulary.values())} is beyond vocab_size {vocab_size} of config.json")
-    settings = _mapping(parsed, "tokenizer_config.json", problems)
     eos = settings.get("eos_token")
     eos = eos.get("content") if isinstance(eos, dict) else eos
     if settings and not (isinstance(eos, str) and eos in vocabulary):
@@ -312,7 +339,7 @@ def _check_tokenizer(root: Path, parsed: dict[str, Any], config: dict[str, Any],
     return problems
 
 
-def _check_template(root: Path, parsed: dict[str, Any], provenance: dict[str, Any]) -> list[str]:
+def _check_template(root: Path, parsed: dict[str, Any], provenance: dict[str, Any] | None) -> list[str]:
     settings = parsed.get("tokenizer_config.json")
     inside = settings.get("chat_template") if isinstance(settings, dict) else None
     path = root / "chat_template.jinja"
@@ -333,6 +360,8 @@ def _check_template(root: Path, parsed: dict[str, Any], provenance: dict[str, An
         )
     except TemplateSyntaxError as error:
         problems.append(f"{where}: the chat template does not parse: {error}")
+    if provenance is None:
+        return problems  # the manifest cannot be read: reported already
     promised = provenance.get("chat_template_sha256")
     if promised is None:
         problems.append(f"{MANIFEST_NAME}: provenance has no chat_template_sha256, so the template of training is not known")

@@ -33,6 +33,13 @@ def strict_json(raw: bytes) -> Any:
         raise ValueError("nested too deep") from error
 
 
+def json_type(value: Any) -> str:
+    """Name what a parsed JSON value is, in the words of JSON: an object, a list, a string, a number, true, false or null."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return {dict: "an object", list: "a list", str: "a string"}.get(type(value), "a number")
+
+
 def write_manifest(folder: Path | str, *, kind: str, extra: Mapping[str, Any]) -> str:
     """Seal a folder: hash every file in it, also in nested folders, and write ``manifest.json`` last.
 
@@ -81,14 +88,16 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
         raise IntegrityError(f"{path} is missing: the folder was never finished, or is not one of ours") from error
     except (OSError, ValueError) as error:
         raise IntegrityError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict) or content.get("schema_version") != MANIFEST_SCHEMA_VERSION:
-        found = content.get("schema_version") if isinstance(content, dict) else type(content).__name__
+    if not isinstance(content, dict):
+        raise IntegrityError(f"{path}: expected a JSON object, got {json_type(content)}")
+    if content.get("schema_version") != MANIFEST_SCHEMA_VERSION:
+        found = content.get("schema_version")
         raise IntegrityError(f"{path} has schema_version {found!r}; this version reads {MANIFEST_SCHEMA_VERSION}")
     if not isinstance(content.get("kind"), str) or not isinstance(content.get("provenance"), dict):
         raise IntegrityError(f"{path} needs the text 'kind' and the mapping 'provenance'")
     files = content.get("files")
     if not isinstance(files, dict):
-        raise IntegrityError(f"{path} needs the mapping 'files'; got {type(files).__name__}")
+        raise IntegrityError(f"{path} needs the mapping 'files'; got {json_type(files) if 'files' in content else 'none'}")
     for name, entry in files.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str) or type(entry.get("size_bytes")) is not int:
             raise IntegrityError(f"{path}: the entry of {name!r} needs sha256 and size_bytes; got {entry!r}")

@@ -18,7 +18,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,6 @@ class StageManifest:
     """Path relative to the run → sha256."""
     counts: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
-    versions: dict[str, str] = field(default_factory=dict)
 
 
 class RunStore:
@@ -128,13 +127,7 @@ class RunStore:
         records: list[Record] = []
         seen: set[Any] = set()
         for path in self.shards(folder):
-            try:
-                rows = from_table(record_type, pq.read_table(path))
-            except (OSError, ValueError) as error:
-                raise IntegrityError(
-                    f"{path} is not a readable shard of {record_type.__name__} ({error}); restore the file, or delete it "
-                    "and run the same command again: what it held is made anew"
-                ) from error
+            rows = self._read_shard(path, lambda path: from_table(record_type, pq.read_table(path)))
             if key is not None:
                 rows = [row for row in rows if (value := getattr(row, key)) not in seen and not seen.add(value)]
             records += rows
@@ -144,8 +137,18 @@ class RunStore:
         """One column of all shards, without reading the others."""
         values: list[Any] = []
         for path in self.shards(folder):
-            values += pq.read_table(path, columns=[column]).column(column).to_pylist()
+            values += self._read_shard(path, lambda path: pq.read_table(path, columns=[column]).column(column).to_pylist())
         return values
+
+    @staticmethod
+    def _read_shard(path: Path, read: Callable[[Path], list[Any]]) -> list[Any]:
+        try:
+            return read(path)
+        except (OSError, ValueError, KeyError) as error:
+            raise IntegrityError(
+                f"{path} is not a readable shard ({error}); restore the file, or delete it and run the same command again: "
+                "what it held is made anew"
+            ) from error
 
     def write_json(self, path: str, value: Any) -> Path:
         target = self.path(path)
@@ -162,6 +165,13 @@ class RunStore:
     def commit_stage(self, manifest: StageManifest) -> None:
         """Say that a stage is done. Called after its outputs are on disk."""
         self.write_json(f"stages/{manifest.stage}.json", asdict(manifest))
+
+    def revoke_stage(self, stage: str) -> None:
+        """Take back that a stage is done, before its outputs are written over."""
+        path = self.path("stages", f"{stage}.json")
+        if path.exists():
+            path.unlink()
+            fsync_folder(path.parent)
 
     def committed_stage(self, stage: str, fingerprint: str) -> StageManifest | None:
         """The stage's manifest if it was committed under this fingerprint and its outputs are still what it says.

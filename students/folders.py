@@ -20,6 +20,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     yield temporary
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in temporary.rglob("*"):
+        if file.is_file():
+            file.chmod(0o666 & ~umask)  # safetensors leaves 0600, which a server under another user cannot read
     for written in [*temporary.rglob("*"), temporary]:
         descriptor = os.open(written, os.O_RDONLY)
         try:

@@ -82,6 +82,7 @@ def merge_adapter(
     stops = list(stop_token_ids(tokenizer))
     student.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
     student.generation_config.pad_token_id = choose_pad_token(tokenizer)
+    student.config.use_cache = True  # trainers switch it off in the base's config
     student.config.eos_token_id = stops[0]
     student.config.pad_token_id = choose_pad_token(tokenizer)
     with whole_folder(output_dir) as folder:

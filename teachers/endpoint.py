@@ -189,7 +189,7 @@ def _key_from(variable: str, base_url: str) -> str:
     if not key:
         raise TeacherError(
             f"the endpoint {base_url} needs a key and the environment variable {variable} is not set; export it where the run "
-            "starts (on a cluster: in the job's environment)"
+            "starts (a submitted job: in the environment of `ray start`)"
         )
     if not key.isascii() or not key.isprintable() or " " in key:
         raise TeacherError(
@@ -248,6 +248,8 @@ def read_completion(answer: Mapping[str, Any], seed: int, *, num_prompt_characte
     else:
         text = content
     usage = answer.get("usage") or {}
+    # JSON may carry half a surrogate pair, which no file can hold.
+    text = text.encode("utf-8", "replace").decode("utf-8")
     return Completion(
         text=text,
         finish_reason=finish_reason,

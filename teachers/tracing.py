@@ -38,6 +38,7 @@ def trace_requests(
     *,
     teacher: str,
     teacher_revision: str,
+    served: str,
     sampling: Sampling,
     samples_per_problem: int,
     seed: int,
@@ -46,6 +47,7 @@ def trace_requests(
 
     Args:
         rendered_prompts: one a problem, as the model will continue it.
+        served: what else decides a completion: the precision, or the endpoint that serves the model.
         seed: the recipe's seed; with problem and sample index it decides each row's own.
     """
     requests = []
@@ -59,6 +61,7 @@ def trace_requests(
                 prompt,
                 teacher,
                 teacher_revision,
+                served,
                 [sampling.temperature, sampling.top_p, sampling.max_new_tokens],
                 index,
                 row_seed,

@@ -1,6 +1,6 @@
 """A teacher in a vLLM engine inside the Ray actor: for one node's GPUs, without a server in between.
 
-vLLM is an extra of its own: ``pip install stillhouse[vllm]`` on the GPU nodes.
+vLLM is an extra of its own: ``.venv/bin/pip install -e '.[vllm]'`` from the clone, on the GPU nodes.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class VllmGenerator:
             import vllm
         except ImportError as error:
             raise TeacherError(
-                f"the teacher {model!r} needs vLLM, which is not installed on this worker; pip install 'stillhouse[vllm]' on "
-                "the GPU nodes, or choose teacher.kind=transformers"
+                f"the teacher {model!r} needs vLLM, which is not installed on this worker; on the GPU nodes, from the clone: "
+                ".venv/bin/pip install -e '.[vllm]', or choose teacher.kind=transformers"
             ) from error
         self._sampling_params = vllm.SamplingParams
         try:

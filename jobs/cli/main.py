@@ -7,6 +7,7 @@ errors to stderr; what a user is meant to read comes without a traceback.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-bench_app = typer.Typer(help="Measure speed and memory against named peers.", no_args_is_help=True, rich_markup_mode=None)
+bench_app = typer.Typer(help="Measure speed against named peers.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench_app, name="bench")
 
 # Typer brings a click of its own along, or not, by version: the base of what it raises for wrong usage is found from here.
@@ -39,8 +40,17 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
 
 OUTCOMES = (
-    "Exit codes: 0 pass, 1 gate failed or nothing kept, 2 usage or recipe, 3 inconclusive, 4 infrastructure, 5 integrity."
+    "Exit codes: 0 pass, 1 gate failed or nothing kept, 2 usage or recipe, 3 inconclusive, 4 infrastructure, 5 integrity, "
+    "130 interrupted."
 )
+
+
+def _say(text: str) -> None:
+    """Print to stdout; a reader that has gone (``| head``) must not turn a passed gate into a failed one."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _recipe(name: str, overrides: list[str] | None) -> Any:
@@ -63,19 +73,19 @@ def _walk(
         manifests = sorted(Path(folder, "stages").glob("*.json"), key=lambda path: path.stat().st_mtime)
         stages = {path.stem: json.loads(path.read_text())["counts"] for path in manifests}
         if as_json:
-            print(json.dumps({"run": str(folder), "stages": stages}, indent=2))
+            _say(json.dumps({"run": str(folder), "stages": stages}, indent=2))
         else:
             for name, counts in stages.items():
                 shown = ", ".join(f"{key.removeprefix('num_')} {value:g}" for key, value in counts.items())
-                print(f"{name:12} {shown}")
+                _say(f"{name:12} {shown}")
         return int(ExitCode.PASS)
     if as_json:
-        print(report.model_dump_json(indent=2))
+        _say(report.model_dump_json(indent=2))
     else:
         from stillhouse.pipeline.report import summary_table
 
-        print(summary_table(report))
-        print(f"\nreport      {folder / 'report.html'}\ncheckpoint  {folder / report.checkpoint}")
+        _say(summary_table(report))
+        _say(f"\nreport      {folder / 'report.html'}\ncheckpoint  {folder / report.checkpoint}")
     return int(report.exit_code)
 
 
@@ -93,13 +103,13 @@ def _stage_command(command: str, help_text: str) -> None:
     app.command(command, help=help_text, epilog=OUTCOMES)(call)
 
 
-_stage_command("run", "Distil: every stage of a recipe, from its problems to the report. Run it again to go on after a stop.")
-_stage_command("generate", "Load the problems and let the teacher write its traces; only what is not committed yet.")
-_stage_command("filter", "Verify, filter and select the committed traces. Costs no teacher token.")
-_stage_command("train", "Render the kept traces into checked examples and train the LoRA adapter.")
+_stage_command("run", "Distil: all stages. The same command goes on after a stop.")
+_stage_command("generate", "Let the teacher write the traces that are missing.")
+_stage_command("filter", "Verify and select traces; costs no teacher token.")
+_stage_command("train", "Render checked examples and train the adapter.")
 _stage_command("quantize", "Merge the adapter and write the 4-bit checkpoint.")
-_stage_command("validate", "Measure base, 16-bit student and emitted checkpoint, and let the gate judge.")
-_stage_command("report", "Judge the committed evaluations again and write report.json and report.html.")
+_stage_command("validate", "Measure the emitted checkpoint and let the gate judge.")
+_stage_command("report", "Judge again and write report.json and report.html.")
 
 
 @app.command(epilog="Exit codes: 0 sound, 5 not what its manifest says.")
@@ -107,19 +117,24 @@ def check(
     folder: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
     as_json: JsonOption = False,
 ) -> int:
-    """Check an emitted checkpoint folder: files, manifest, safetensors headers, shapes, scales, tokenizer. No model is run."""
+    """Check the files of an emitted checkpoint.
+
+    Files, manifest, safetensors headers, shapes, scales and tokenizer; no model is run.
+    """
     from dataclasses import asdict
 
     from stillhouse.pipeline.errors import RecipeError
     from stillhouse.pipeline.integrity import check_checkpoint
 
+    if (folder / "checkpoint").is_dir() and not (folder / "manifest.json").exists():
+        raise RecipeError(f"{folder} is a run's folder; check {folder / 'checkpoint'}")
     if not folder.is_dir():
         raise RecipeError(f"{folder} is not a folder; give one that `stillhouse quantize` wrote")
     report = check_checkpoint(folder)
     if as_json:
-        print(json.dumps(asdict(report), indent=2))
+        _say(json.dumps(asdict(report), indent=2))
     else:
-        print("\n".join(report.problems) or f"{folder} is sound: {report.files} files, {report.tensors} tensors")
+        _say("\n".join(report.problems) or f"{folder} is sound: {report.files} files, {report.tensors} tensors")
     return int(ExitCode.PASS if report.ok else ExitCode.INTEGRITY)
 
 
@@ -130,10 +145,10 @@ def recipes(as_json: JsonOption = False) -> int:
 
     found = shipped_recipes()
     if as_json:
-        print(json.dumps(found, indent=2))
+        _say(json.dumps(found, indent=2))
     else:
         width = max(map(len, found))
-        print("\n".join(f"{name:{width}}  {description}" for name, description in found.items()))
+        _say("\n".join(f"{name:{width}}  {description}" for name, description in found.items()))
     return int(ExitCode.PASS)
 
 
@@ -142,31 +157,31 @@ def schema() -> int:
     """Print the recipe's JSON schema."""
     from stillhouse.jobs.recipe import recipe_json_schema
 
-    print(json.dumps(recipe_json_schema(), indent=2))
+    _say(json.dumps(recipe_json_schema(), indent=2))
     return int(ExitCode.PASS)
 
 
 @app.command()
 def plan(recipe: RecipeArgument, overrides: SetOption = None, as_json: JsonOption = False) -> int:
-    """Explain what a recipe would do, and what it would cost, without doing it."""
+    """Explain what a recipe would do and cost; run nothing."""
     from dataclasses import asdict
 
     from stillhouse.jobs import plan as planning
 
     made = planning.plan(_recipe(recipe, overrides))
-    print(json.dumps(asdict(made), indent=2) if as_json else planning.render_text(made))
+    _say(json.dumps(asdict(made), indent=2) if as_json else planning.render_text(made))
     return int(ExitCode.PASS)
 
 
 @app.command()
 def doctor(as_json: JsonOption = False) -> int:
-    """Say what works on this machine, in words."""
+    """Say what works on this machine."""
     from dataclasses import asdict
 
     from stillhouse.jobs import doctor as examination
 
     findings = examination.diagnose()
-    print(json.dumps([asdict(finding) for finding in findings], indent=2) if as_json else examination.render_text(findings))
+    _say(json.dumps([asdict(finding) for finding in findings], indent=2) if as_json else examination.render_text(findings))
     return int(ExitCode.PASS)
 
 
@@ -179,7 +194,10 @@ def submit(
     follow: Annotated[bool, typer.Option("--follow", help="Stream the job's output and return its exit code.")] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Send a run to a Ray cluster as a job; the package travels with it."""
+    """Send a run to a Ray cluster as a job.
+
+    The package, the resolved recipe and the problem files travel along.
+    """
     from stillhouse.jobs.submit import submit as send
 
     def show(text: str) -> None:
@@ -187,9 +205,9 @@ def submit(
 
     job_id, code = send(_recipe(recipe, overrides), address=address, out=out, follow=follow, show=show)
     if as_json:
-        print(json.dumps({"job_id": job_id, "exit_code": code if follow else None}))
+        _say(json.dumps({"job_id": job_id, "exit_code": code if follow else None}))
     elif not follow:
-        print(f"{job_id}\nfollow it with: ray job logs --address {address} --follow {job_id}")
+        _say(f"{job_id}\nfollow it with: ray job logs --address {address} --follow {job_id}")
     return code
 
 
@@ -218,8 +236,6 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         print("stillhouse: interrupted; what is committed stays, the same command goes on from there", file=sys.stderr)
         code = ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        code = ExitCode.PASS
     except Exception:  # a defect of ours: shown whole, under a code that no verdict uses
         import traceback
 

@@ -82,6 +82,7 @@ def make(out: Path, *, seed: int, num_steps: int) -> dict[str, float]:
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, max_new_tokens=192
     )
+    model.config.use_cache = True  # the trainer switched it off
     model.save_pretrained(out)
     facts = {
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -73,7 +73,8 @@ def test_a_run_joins_a_cluster(cluster, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "traces" in done.stdout
     # Ray would wait for such a node in silence.
-    assert "cluster.cpus_per_train_worker=3, and the largest node of this cluster has 1 CPUs" in done.stderr
+    assert "cluster.cpus_per_train_worker=3 for 1 of them, and there are 2 CPUs, 1 on the largest node" in done.stderr
+    assert "(2 nodes, 2 CPUs, 0 GPUs)" in done.stderr
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ from stillhouse.pipeline.integrity import check_checkpoint
 from stillhouse.pipeline.records import Example, Trace, Verdict
 from stillhouse.pipeline.report import read_report
 from stillhouse.pipeline.store import RunStore
-from tests.small_demo import small_demo
+from tests.small_demo import SMALL_DEMO, small_demo
+
+CHAIN = "State the final answer to the following arithmetic problem: 4 + 3 + 2 + 5 ="
 
 STAGES = {
     *("problems", "traces", "filter", "examples", "train", "quantize"),
@@ -142,3 +145,54 @@ def test_a_stranger_measures_the_same_on_the_emitted_checkpoint(finished, enviro
     reported = read_report(run / "report.json").results.pass_at_1.checkpoint
     assert measured["n"] == reported.n
     assert measured["accuracy"] == pytest.approx(reported.value)
+
+
+def test_a_detour_over_a_bad_recipe_costs_nothing(finished, environment, tmp_path):
+    """Good, then one that keeps nothing, then good again: the first recipe's stages are made again, not declared damaged."""
+    run, _ = finished
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+
+    def call(*extra: str, verb: str = "filter") -> subprocess.CompletedProcess[str]:
+        whole = small_demo(copy, *extra, verb=verb)
+        return subprocess.run(whole, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+    assert call("filters.min_tokens=5000", "filters.max_tokens=6000").returncode == 1
+    back = call()
+    assert back.returncode == 0, back.stderr
+    again = call(verb="report")
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_card_that_was_not_sealed_is_written_again(finished, environment, tmp_path):
+    """A kill between the card and its manifest must not leave a checkpoint that nothing can repair."""
+    run, _ = finished
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (copy / "checkpoint" / "README.md").write_text("half a card")
+    whole = small_demo(copy, verb="report")
+    done = subprocess.run(whole, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert check_checkpoint(copy / "checkpoint").ok
+    assert "pass@1" in (copy / "checkpoint" / "README.md").read_text()
+
+
+def test_a_corrected_answer_keeps_the_traces_of_its_prompt(stillhouse, tmp_path):
+    """Mending a gold in one's file must not cost the teacher's tokens again, and must count from then on."""
+    out, problems = tmp_path / "run", tmp_path / "mine.jsonl"
+
+    def generate_and_filter(answer: str) -> subprocess.CompletedProcess[str]:
+        problems.write_text(json.dumps({"prompt": CHAIN, "answer": answer}) + "\n")
+        source = f"problems.train=[{{source: file, path: {problems}}}]"
+        settings = [value for value in SMALL_DEMO if not value.startswith("problems.train")]
+        flags = [part for value in (*settings, source, "teacher.sampling.temperature=0") for part in ("--set", value)]
+        assert stillhouse("generate", "demo", "--out", str(out), *flags).returncode == 0
+        return stillhouse("filter", "demo", "--out", str(out), *flags)
+
+    wrong = generate_and_filter("15")
+    assert wrong.returncode == 1
+    paid = len(RunStore(out).ledger("traces"))
+    right = generate_and_filter("14")
+    assert right.returncode == 0, right.stderr
+    assert len(RunStore(out).ledger("traces")) == paid
+    assert len(RunStore(out).read("kept", Trace)) == 1

@@ -1,0 +1,102 @@
+"""A recipe key that decides a stage's output has to change that stage's fingerprint; else an old output is served for it."""
+
+from __future__ import annotations
+
+import pytest
+
+from stillhouse.jobs.progress import LineReporter
+from stillhouse.jobs.recipe import load_recipe
+from stillhouse.jobs.run_state import RunState
+from stillhouse.jobs.stages import (
+    evaluate_stages,
+    examples_stage,
+    filter_stage,
+    problems_stage,
+    quantize_stage,
+    traces_stage,
+    train_stage,
+)
+from stillhouse.pipeline.store import RunStore, StageManifest, fingerprint
+
+WALK = (problems_stage, traces_stage, filter_stage, examples_stage, train_stage, quantize_stage, evaluate_stages)
+
+
+class Fingerprints(RunState):
+    """A run that does no work and only names it."""
+
+    def stage(self, name, *, kind, code_version, settings, inputs, work):
+        manifest = StageManifest(name, fingerprint(name, code_version, settings, inputs))
+        self.manifests[name] = manifest
+        return manifest
+
+
+def fingerprints(folder, *overrides):
+    with Fingerprints(load_recipe("demo", overrides), RunStore(folder), LineReporter(quiet=True)) as run:
+        for stage in WALK:
+            stage(run)
+        return {name: manifest.fingerprint for name, manifest in run.manifests.items()}
+
+
+ENDPOINT = "teacher={{kind: endpoint, base_url: 'http://{host}/v1', model: m, samples_per_problem: 2}}"
+VLLM = "teacher={{kind: vllm, model: m, samples_per_problem: 2, max_model_len: {length}, revision: {revision}}}"
+
+
+@pytest.mark.parametrize(
+    ("stage", "before", "after"),
+    [
+        ("problems", "problems.train.0.size=600", "problems.train.0.size=601"),
+        ("problems", "problems.test.0.seed=9000000", "problems.test.0.seed=9000001"),
+        ("traces", "seed=0", "seed=1"),
+        ("traces", "teacher.samples_per_problem=2", "teacher.samples_per_problem=3"),
+        ("traces", "teacher.sampling.temperature=0.6", "teacher.sampling.temperature=0.7"),
+        ("traces", "teacher.sampling.top_p=0.95", "teacher.sampling.top_p=0.9"),
+        ("traces", "teacher.sampling.max_new_tokens=192", "teacher.sampling.max_new_tokens=100"),
+        ("traces", "teacher.dtype=float32", "teacher.dtype=bfloat16"),
+        ("traces", "teacher.prompt_suffix=''", "teacher.prompt_suffix=x"),
+        ("traces", "teacher.system_prompt=null", "teacher.system_prompt=x"),
+        ("traces", "teacher.opens_think=false", "teacher.opens_think=true"),
+        ("traces", ENDPOINT.format(host="a"), ENDPOINT.format(host="b")),
+        ("traces", VLLM.format(length=1024, revision="r"), VLLM.format(length=4096, revision="r")),
+        ("traces", VLLM.format(length=1024, revision="r"), VLLM.format(length=1024, revision="s")),
+        ("evaluate-teacher", "teacher.dtype=float32", "teacher.dtype=bfloat16"),
+        ("evaluate-teacher", "gate.teacher_problems=120", "gate.teacher_problems=60"),
+        ("filter", "filters.min_tokens=1", "filters.min_tokens=2"),
+        ("filter", "filters.decontaminate=true", "filters.decontaminate=false"),
+        ("filter", "select.max_examples=null", "select.max_examples=5"),
+        ("examples", "train.max_length=512", "train.max_length=400"),
+        ("examples", "student.base_model=tiny", "student.base_model=some/model"),
+        ("train", "train.learning_rate=1e-3", "train.learning_rate=2e-3"),
+        ("train", "student.base_weights=int4", "student.base_weights=nf4"),
+        ("train", "student.lora.rank=32", "student.lora.rank=16"),
+        ("quantize", "quantize.group_size=32", "quantize.group_size=64"),
+        ("evaluate-checkpoint", "quantize.skip=[]", "quantize.skip=[q_proj]"),
+        ("evaluate-base", "student.base_model=some/model-1.5B", "student.base_model=some/model-7B"),
+        ("evaluate-base", "gate.temperature=0", "gate.temperature=0.6"),
+        ("evaluate-base", "gate.max_new_tokens=192", "gate.max_new_tokens=100"),
+        ("evaluate-base", "gate.num_problems=null", "gate.num_problems=30"),
+    ],
+)
+def test_what_decides_an_output_is_in_its_fingerprint(tmp_path, stage, before, after):
+    """Otherwise a changed recipe is answered with what the old one made."""
+    old, new = fingerprints(tmp_path, before), fingerprints(tmp_path, after)
+    assert old[stage] != new[stage]
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["teacher.batch_size=7", "cluster.num_teacher_actors=1", "gate.min_accuracy=0.1", "gate.batch_size=3", "description=x"],
+)
+def test_what_decides_no_output_is_in_no_fingerprint(tmp_path, change):
+    """Otherwise a changed batch size or threshold costs the whole run again."""
+    assert fingerprints(tmp_path) == fingerprints(tmp_path, change)
+
+
+def test_a_problem_file_counts_by_its_content_and_not_by_its_folder(tmp_path):
+    """A moved project, or a job's own copy of the file, is the same run; an edited file is another."""
+    prints = []
+    for folder, text in (("a", '{"prompt": "1", "answer": "1"}'), ("b", '{"prompt": "1", "answer": "1"}'), ("c", "{}")):
+        path = tmp_path / folder / "mine.jsonl"
+        path.parent.mkdir()
+        path.write_text(text)
+        prints.append(fingerprints(tmp_path / "run", f"problems.train=[{{source: file, path: {path}}}]")["problems"])
+    assert prints[0] == prints[1] != prints[2]
