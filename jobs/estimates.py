@@ -44,7 +44,9 @@ def decoding_tokens_per_s(
 ) -> float:
     """Tokens a second that one copy of a model on ``num_devices`` devices decodes, for ``batch_size`` sequences at once.
 
-    For an engine that fills the place of a finished sequence with the next one, as vLLM does. One step reads all weights once and does 2 FLOPs per active parameter and sequence:
+    For an engine that fills the place of a finished sequence with the next one, as vLLM does.
+
+    One step reads all weights once and does 2 FLOPs per active parameter and sequence:
     ``step_s = overhead + (weights / bandwidth + batch · 2 · active / flops) / (devices · efficiency)``. A mixture of experts
     reads all of its experts once the batch is large, so all parameters count for the reading.
     """

@@ -276,8 +276,8 @@ def plan(recipe: Recipe) -> Plan:
             why = "by the number in its name" if facts.origin == "name" else "nothing is known of its size"
             assumptions.append(f"{name} has {facts.num_params / 1e9:g} B parameters: {why}")
     assumptions += [
-        f"a completion has {_plural(completion, 'token')} on average: a quarter of max_new_tokens; the worst case is four times "
-        "that",
+        f"a completion has {_plural(completion, 'token')} on average: a quarter of max_new_tokens; "
+        "the worst case is four times that",
         "transformers decodes a batch until its longest row ends, which is taken to be after max_new_tokens",
         f"{KEPT_SHARE:.0%} of the traces are verified and kept",
         _device_words(gpu if on_gpu else CPU_CORE, gpu_name),
@@ -403,13 +403,14 @@ def _gate_stage(recipe: Recipe, facts: ModelFacts, gpu: Device, test_problems: i
     on_gpu = cluster.gpus_per_train_worker > 0
     device = gpu if on_gpu else CPU_CORE
     devices = cluster.gpus_per_train_worker if on_gpu else cluster.cpus_per_train_worker
+    copies = max(1, cluster.train_workers)
     weight_bytes = 4.0 if recipe.student.dtype == "float32" else 2.0
     one_model_s = batched_decoding_s(
         facts,
         device,
-        num_sequences=answers // 3,
+        num_sequences=-(-answers // 3 // copies),
         batch_size=gate.batch_size,
-        num_tokens=answers * completion / 3,
+        num_tokens=answers * completion / 3 / copies,
         max_new_tokens=gate.max_new_tokens,
         num_devices=devices,
         weight_bytes=weight_bytes,
@@ -417,7 +418,9 @@ def _gate_stage(recipe: Recipe, facts: ModelFacts, gpu: Device, test_problems: i
     hours = 3 * one_model_s / 3600
     samples = _plural(gate.samples_per_problem, "sample")
     what = f"base, student and checkpoint on {_plural(problems, 'test problem')}, {samples} each"
-    return _device_stage("validate", what, answers, answers * completion, device, hours * devices, hours, answers * 2000)
+    return _device_stage(
+        "validate", what, answers, answers * completion, device, hours * devices * copies, hours, answers * 2000
+    )
 
 
 def _device_stage(

@@ -455,8 +455,9 @@ def evaluate_stages(run: RunState) -> None:
 def _evaluate_stage(
     run: RunState, name: str, *, settings: dict[str, Any], inputs: dict[str, str], model: str | None = None
 ) -> None:
-    def work(_: str) -> StageOutput:
-        graded = _grade_teacher(run) if model is None else _grade_student(run, name, model)
+    def work(print_: str) -> StageOutput:
+        partial = f"evaluations/{name}-{print_[:12]}"
+        graded = _grade_teacher(run, partial) if model is None else _grade_student(run, name, model)
         files = run.store.replace_shards(f"evaluations/{name}", Graded, graded)
         return StageOutput(
             tuple(files),
@@ -477,32 +478,44 @@ def _evaluate_stage(
     )
 
 
-def _grade_teacher(run: RunState) -> list[Graded]:
-    """The teacher's own score: sampled as its traces are, on the test problems, with seeds of their own."""
+def _grade_teacher(run: RunState, partial: str) -> list[Graded]:
+    """The teacher's own score: sampled as its traces are, on the test problems, with seeds of their own.
+
+    Its completions may be paid for: each batch is committed to ``partial`` when it arrives, and not asked again.
+    """
     from stillhouse.pipeline.verification import verify
     from stillhouse.students.evaluating import grade
 
     problems = test_problems(read_problems(run), run.recipe.gate.teacher_problems)
     requests = _teacher_requests(run, problems, 1, run.recipe.seed + 1)
     spec, sampling = teacher_spec(run.recipe), teacher_sampling(run.recipe)
-    rows: dict[str, Graded] = {}
-    run.reporter.begin("teacher", len(requests))
+    rows = {row.problem_id: row for row in run.store.read(partial, Graded)}
+    missing = [request for request in requests if request.problem_id not in rows]
+    run.reporter.begin("teacher", len(requests), len(rows))
     by_id = {problem.id: problem for problem in problems}
     with GeneratorPool(run.ray, spec, num_actors=num_teacher_actors(run.recipe)) as pool:
         arriving = pool.map(
-            chunks(requests, spec.batch_size),
+            chunks(missing, spec.batch_size),
             prompts=lambda batch: [request.rendered_prompt for request in batch],
             seeds=lambda batch: [request.seed for request in batch],
             sampling=sampling,
         )
         for batch, completions, _ in arriving:
-            for request, completion in zip(batch, completions):
-                problem = by_id[request.problem_id]
-                rows[request.key] = grade(
-                    completion, problem, request.rendered_prompt, model_name="teacher", sample_index=0, verify=verify
+            graded = [
+                grade(
+                    completion,
+                    by_id[request.problem_id],
+                    request.rendered_prompt,
+                    model_name="teacher",
+                    sample_index=0,
+                    verify=verify,
                 )
+                for request, completion in zip(batch, completions)
+            ]
+            run.store.add_shard(partial, Graded, graded)
+            rows.update({row.problem_id: row for row in graded})
             run.reporter.advance(len(batch))
-    return [rows[request.key] for request in requests]
+    return [rows[request.problem_id] for request in requests]
 
 
 def _grade_student(run: RunState, name: str, model: str) -> list[Graded]:

@@ -137,11 +137,13 @@ def _mapping(parsed: dict[str, Any], name: str, problems: list[str], hurt: set[s
         if "auto_map" in content:
             problems.append(f"{name}: auto_map makes loaders run code from the folder or from a hub; remove it")
         return content
+    if name in hurt or isinstance(content, ValueError):
+        return {}  # reported already
     if name not in parsed:
-        problems += [] if name in hurt else [f"{name}: missing"]
+        problems.append(f"{name}: missing")
     elif content == {}:
         problems.append(f"{name}: an empty JSON object; it lacks every setting")
-    elif not isinstance(content, ValueError):  # that one is reported already
+    else:
         problems.append(f"{name}: expected a JSON object, got {json_type(content)}")
     return {}
 

@@ -193,6 +193,7 @@ def _example_rows(recipe: Recipe, folder: Path) -> list[Example]:
         ["asked"],
         teacher=recipe.teacher.model,
         teacher_revision="",
+        served="",
         sampling=teacher_sampling(recipe),
         samples_per_problem=1,
         seed=recipe.seed,
@@ -298,7 +299,9 @@ def _traces(recipe: Recipe, generator, revision: str) -> list[Trace]:
         opens_think=teacher.opens_think,
     )
     names = {"teacher": teacher.model, "teacher_revision": revision, "sampling": sampling}
-    requests = trace_requests([PROBLEM], prompts, samples_per_problem=teacher.samples_per_problem, seed=recipe.seed, **names)
+    requests = trace_requests(
+        [PROBLEM], prompts, served="float32", samples_per_problem=teacher.samples_per_problem, seed=recipe.seed, **names
+    )
     completions = generator.complete([r.rendered_prompt for r in requests], [r.seed for r in requests], sampling)
     return [make_trace(request, completion, seconds=0.0, **names) for request, completion in zip(requests, completions)]
 
@@ -332,6 +335,6 @@ def test_an_engine_teacher_of_that_architecture_answers_in_process(name, tmp_pat
 @pytest.mark.parametrize("name", ENGINE_TEACHERS)
 def test_without_vllm_its_recipes_say_what_to_install(name):
     """If it failed, a run on a worker without vLLM would end in an ImportError that names no remedy."""
-    with pytest.raises(TeacherError, match=r"needs vLLM.*stillhouse\[vllm\]") as caught:
+    with pytest.raises(TeacherError, match=r"needs vLLM.*pip install -e '\.\[vllm\]'") as caught:
         build_generator(teacher_spec(load_recipe(name)))
     assert caught.value.exit_code == 4

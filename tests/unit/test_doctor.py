@@ -1,5 +1,6 @@
 """The doctor says what is true of this machine, and tells a missing thing from a working one."""
 
+import importlib.metadata
 import platform
 import re
 import shutil
@@ -18,7 +19,21 @@ def findings():
 
 def test_every_topic_is_looked_at(findings):
     """A user with a broken installation would read that all is well, because nobody looked."""
-    topics = {"python", "torch", "gpu", "kernels", "compiler", "ray", "versions", "sandbox", "memory", "disk", "browser", "hub"}
+    topics = {
+        "python",
+        "torch",
+        "gpu",
+        "kernels",
+        "compiler",
+        "ray",
+        "vllm",
+        "versions",
+        "sandbox",
+        "memory",
+        "disk",
+        "browser",
+        "hub",
+    }
     assert set(findings) == topics
     assert all(finding.message for finding in findings.values())
 
@@ -44,6 +59,7 @@ def test_missing_programs_are_said_to_be_missing(monkeypatch, tmp_path):
     found = {finding.topic: finding for finding in diagnose()}
     assert not found["compiler"].ok
     assert "no C++ compiler" in found["compiler"].message
+    assert found["sandbox"].message.startswith("not used yet")
     assert not found["browser"].ok
     assert not found["sandbox"].ok
     assert "bubblewrap is not installed; unshare is not installed" in found["sandbox"].message
@@ -59,6 +75,39 @@ def test_sandbox_that_is_refused_is_not_ok(monkeypatch, tmp_path):
     found = {finding.topic: finding for finding in diagnose()}
     assert not found["sandbox"].ok
     assert "Operation not permitted" in found["sandbox"].message
+
+
+def test_ray_address_is_said_to_be_ignored(monkeypatch):
+    """A user would believe that a run joins the cluster in RAY_ADDRESS, and it starts a Ray of its own on the login node."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert "RAY_ADDRESS" not in doctor._ray().message
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    message = doctor._ray().message
+    assert "a run starts its own, locally, unless --address names a cluster" in message
+    assert "RAY_ADDRESS=10.0.0.1:6379 is set, and a run ignores it" in message
+
+
+def test_vllm_is_looked_for(monkeypatch):
+    """A user with a vLLM teacher would learn only on the GPU nodes that it is not installed."""
+
+    def version(name):
+        if installed and name == "vllm":
+            return "9.8.7"
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    installed = True
+    assert (doctor._vllm().ok, doctor._vllm().message) == (True, "9.8.7")
+    installed = False
+    assert (doctor._vllm().ok, doctor._vllm().message) == (False, "not installed; only teacher.kind=vllm needs it")
+
+
+def test_compiler_is_not_used_until_there_is_something_to_compile(monkeypatch, tmp_path):
+    """A user would install a compiler that nothing uses, or not learn that the kernels now want one."""
+    monkeypatch.setattr(doctor, "_kernel_folders", lambda: [tmp_path])
+    assert doctor._compiler().message.startswith("not used yet: the kernels are plain torch so far")
+    (tmp_path / "int4.cpp").write_text("")
+    assert "not used yet" not in doctor._compiler().message
 
 
 def test_versions_other_than_tested_are_named(monkeypatch):

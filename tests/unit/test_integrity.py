@@ -386,7 +386,12 @@ def set_group_size(config):
         ("config.json", set_key("num_hidden_layers", None), "config.json: needs vocab_size, hidden_size and num_hidden_layers"),
         ("config.json", set_key("tie_word_embeddings", False), "no tensor for lm_head"),
         ("config.json", set_key("auto_map", {"AutoModel": "x.Y"}), "config.json: auto_map makes loaders run code"),
-        ("config.json", set_key("quantization_config", None), "config.json: quantization_config does not describe"),
+        ("config.json", set_key("quantization_config", None), "quantization_config is missing, and the tensors are quantized"),
+        ("config.json", lambda c: c.pop("quantization_config"), "config.json: quantization_config is missing"),
+        ("config.json", set_key("quantization_config", {}), "the quantized tensors: it lacks 'config_groups'"),
+        ("config.json", set_key("quantization_config", [1]), "expected config_groups, each with weights"),
+        ("config.json", lambda c: c.clear(), "config.json: an empty JSON object"),
+        ("generation_config.json", lambda c: c.clear(), "generation_config.json: an empty JSON object"),
         ("config.json", set_group_size, "weight_shape asks for a float [64, 1] at group_size 64"),
         ("generation_config.json", set_key("eos_token_id", None), "generation_config.json: no eos_token_id"),
         (
@@ -446,6 +451,34 @@ def test_a_missing_or_unparsable_file_is_caught_behind_a_right_hash(folder, name
     (folder / name).unlink()
     seal(folder)
     assert f"{name}: missing" in check_checkpoint(folder).problems
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("manifest.json", None, "manifest.json: is missing: the folder was never finished"),
+        ("manifest.json", b"[]", "manifest.json: expected a JSON object, got a list"),
+        ("manifest.json", b"{", "manifest.json: cannot be read"),
+        ("manifest.json", b"\xff", "manifest.json: not UTF-8 text"),
+        ("tokenizer.json", None, "tokenizer.json: the manifest lists it and the folder lacks it"),
+        ("tokenizer.json", b"{", "tokenizer.json: changed"),
+        ("tokenizer.json", b"\xff", "tokenizer.json: not UTF-8 text"),
+        ("tokenizer_config.json", None, "tokenizer_config.json: the manifest lists it"),
+        ("config.json", None, "config.json: the manifest lists it"),
+        ("config.json", b"[1]", "config.json: changed"),
+        ("model.safetensors", None, "model.safetensors: the manifest lists it"),
+        ("chat_template.jinja", None, "chat_template.jinja: the manifest lists it"),
+        ("chat_template.jinja", b"{% for", "chat_template.jinja: changed"),
+        ("pytorch_model.bin", b"x", "pytorch_model.bin: not a kind of file"),
+    ],
+)
+def test_one_cause_gives_one_line(folder, name, content, says):
+    """A user would look for three faults where one file is missing or broken."""
+    (folder / name).unlink(missing_ok=True)
+    if content is not None:
+        (folder / name).write_bytes(content)
+    (problem,) = check_checkpoint(folder).problems
+    assert problem.startswith(says)
 
 
 @pytest.mark.parametrize(

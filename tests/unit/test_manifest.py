@@ -73,7 +73,8 @@ def test_links_are_not_sealed(folder, tmp_path_factory):
     [
         (None, "is missing: the folder was never finished"),
         ("{", "cannot be read"),
-        ("[]", "has schema_version 'list'"),
+        ("[]", "expected a JSON object, got a list"),
+        ("null", "expected a JSON object, got null"),
         ('{"schema_version": 9}', "has schema_version 9; this version reads 1"),
         ('{"schema_version": 1, "kind": "x", "provenance": {}}', "needs the mapping 'files'"),
         ('{"schema_version": 1, "files": {}}', "needs the text 'kind'"),

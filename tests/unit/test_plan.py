@@ -1,6 +1,8 @@
 """A plan counts what the recipe says, follows its formulas, and names what is missing, without network or torch."""
 
+import importlib.util
 import json
+import math
 import subprocess
 import sys
 
@@ -8,10 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stillhouse.jobs.estimates import CPU_CORE, GPUS, decoding_tokens_per_s, training_tokens_per_s
+from stillhouse.jobs import plan as planning
+from stillhouse.jobs.estimates import GPUS, decoding_tokens_per_s
 from stillhouse.jobs.model_facts import model_facts, weights_folder
 from stillhouse.jobs.plan import plan, render_text
 from stillhouse.jobs.recipe import load_recipe, shipped_recipes
+from stillhouse.pipeline.safetensors_reader import read_safetensors_header
 
 
 @pytest.fixture(autouse=True)
@@ -61,10 +65,32 @@ def test_speeds_lie_where_published_measurements_do():
     # vLLM on H100s: 2,000 to 4,000 tok/s a GPU for 32 B models under load.
     per_gpu = decoding_tokens_per_s(facts, GPUS["H100"], batch_size=256, num_devices=2) / 2
     assert 1000 < per_gpu < 8000
-    # 0.8 M parameters, LoRA, 300 steps of 4 k tokens in 92 s on two cores.
-    tiny = model_facts("some/model-0.8M", role="students")
-    two_cores = 2 * training_tokens_per_s(tiny, CPU_CORE, gradient_checkpointing=False)
-    assert 300 * 4096 / 92 / 3 < two_cores < 300 * 4096 / 92 * 3
+    # The demo on two cores: 28 s for its traces, 170 to 215 s for its training, three times 5 s for its validation.
+    planned = plan(load_recipe("demo"))
+    for name, seconds in (("traces", 28), ("train", 190), ("validate", 15)):
+        assert seconds / 2 < stage(planned, name).wall_hours * 3600 < seconds * 2
+
+
+def test_shipped_models_are_measured_and_not_guessed():
+    """The plan of the demo would say that nothing is known of the size of a model that lies beside it."""
+    for role in ("teachers", "students"):
+        facts = model_facts("tiny", role=role)
+        (path,) = facts.folder.glob("*.safetensors")
+        entries, _ = read_safetensors_header(path)
+        in_file = sum(math.prod(entry.shape) for entry in entries)
+        assert (facts.origin, facts.num_params) == ("config.json", pytest.approx(in_file, rel=0.01))
+    planned = plan(load_recipe("demo"))
+    assert not any("tiny" in line for line in planned.assumptions)
+    assert (planned.missing, planned.downloads) == ((), ())
+
+
+def test_batches_wait_for_their_longest_row():
+    """The hours of a teacher in transformers would be those of an engine that fills finished rows' places."""
+    short = stage(plan(load_recipe("demo", ["gate.max_new_tokens=192"])), "validate")
+    long = stage(plan(load_recipe("demo", ["gate.max_new_tokens=1920"])), "validate")
+    assert long.num_tokens == short.num_tokens
+    assert long.wall_hours > 5 * short.wall_hours
+    assert any("until its longest row ends" in line for line in plan(load_recipe("demo")).assumptions)
 
 
 def test_training_tokens_follow_steps_or_epochs():
@@ -85,22 +111,75 @@ def test_local_files_are_counted(tmp_path):
     assert stage(planned, "traces").num_items == 7 + 3
     gone = plan(load_recipe("demo", [f"problems.train=[{{source: file, path: {tmp_path}/gone.jsonl}}]"]))
     assert any("gone.jsonl does not exist" in line for line in gone.missing)
+    assert f"{tmp_path}/gone.jsonl has 10,000 problems: the file is not there" in gone.assumptions
+    gone = plan(load_recipe("demo", [f"problems.train=[{{source: dataset, name: {tmp_path}/gone, limit: 1}}]"]))
+    assert f"the folder {tmp_path}/gone does not exist" in gone.missing
+    assert f"{tmp_path}/gone (train) has 1 problem: the folder is not there" in gone.assumptions
+
+
+def test_too_few_problems_are_said_before_the_run(tmp_path):
+    """A run would pay for its traces and stop because no training row is left."""
+    (tmp_path / "one.jsonl").write_text(json.dumps({"prompt": "1", "answer": "1"}) + "\n")
+    sources = f"problems.train=[{{source: file, path: {tmp_path}/one.jsonl}}]"
+    planned = plan(load_recipe("demo", [sources, "teacher.samples_per_problem=1"]))
+    assert "too few problems: about 0 training rows would stay of 1 trace" in planned.missing
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ([], "4 GPUs, used by the teacher and then by the training; this machine has 0"),
+        (["cluster.train_workers=2"], "4 GPUs for the teacher and then 2 for the training; this machine has 0"),
+        (["cluster.gpus_per_train_worker=0.0"], "4 GPUs for the teacher; this machine has 0"),
+    ],
+)
+def test_gpus_that_take_turns_are_not_added_up(overrides, says, monkeypatch):
+    """Someone would rent eight GPUs for a recipe that uses four."""
+    monkeypatch.setattr(planning, "_local_gpu", lambda: (0, ""))
+    lines = [line for line in plan(load_recipe("qwq-qwen2.5-7b", overrides)).missing if "GPU" in line and "machine" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith(says)
+
+
+def test_one_of_a_thing_is_singular_and_little_is_not_a_power_of_ten():
+    """The text would read `1 replicas of 1 GPUs` and `1.13e-06` GPU hours."""
+    one = ["problems.train.0.limit=2", "teacher.replicas=1", "teacher.tensor_parallel=1"]
+    recipe = load_recipe("qwq-qwen2.5-7b", one)
+    text = render_text(plan(recipe))
+    assert "1 replica of 1 GPU\n" in text
+    one_step = render_text(plan(load_recipe("demo", ["train.num_steps=1", "cluster.num_teacher_actors=1"])))
+    assert "1 step of 4,096 tokens" in one_step
+    assert "1 actor of 1 CPU\n" in one_step
+    assert "1 sample each" in one_step
+    assert "e-0" not in text + one_step
+    assert "(s)" not in text + one_step
+    small = render_text(plan(load_recipe("demo", ["cluster.gpus_per_train_worker=1.0", "train.num_steps=1"])))
+    assert "<0.01" in small
 
 
 def test_missing_things_are_named(empty_hub_cache, monkeypatch):
     """A run would stop at the first missing thing, and again at the next."""
-    words = "\n".join(plan(load_recipe("r1-qwen2.5-1.5b")).missing)
-    for expected in (
-        "environment variable TOGETHER_API_KEY",
-        f"data set open-r1/OpenR1-Math-220k is not in {empty_hub_cache}; downloaded on first use",
-        "student's weights Qwen/Qwen2.5-1.5B (3 GB)",
-    ):
-        assert expected in words
+    planned = plan(load_recipe("r1-qwen2.5-1.5b"))
+    assert any("environment variable TOGETHER_API_KEY" in line for line in planned.missing)
+    downloads = (
+        f"the data set open-r1/OpenR1-Math-220k: not in {empty_hub_cache}",
+        f"the student's weights Qwen/Qwen2.5-1.5B (3 GB): not in {empty_hub_cache}",
+    )
+    assert set(downloads) <= set(planned.downloads)
+    assert not any("not in" in line for line in planned.missing)
     monkeypatch.setenv("TOGETHER_API_KEY", "x")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     words = "\n".join(plan(load_recipe("r1-qwen2.5-1.5b")).missing)
     assert "TOGETHER_API_KEY" not in words
-    assert "HF_HUB_OFFLINE forbids the download" in words
+    assert all(f"{line}, and HF_HUB_OFFLINE forbids the download" in words for line in downloads)
+
+
+def test_a_missing_vllm_comes_with_a_command_that_works(monkeypatch):
+    """A user would install an extra from an index that does not have this package."""
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "vllm" else find_spec(name))
+    missing = plan(load_recipe("qwq-qwen2.5-7b")).missing
+    assert "vllm is not installed; from the clone: .venv/bin/pip install -e '.[vllm]'" in missing
 
 
 def test_cached_weights_are_found_and_measured(empty_hub_cache):
@@ -124,8 +203,8 @@ def test_cached_weights_are_found_and_measured(empty_hub_cache):
     assert (facts.folder, facts.origin) == (snapshot, "config.json")
     assert facts.num_params == pytest.approx(1.54e9, rel=0.01)
     assert facts.num_params - facts.num_embedding_params == pytest.approx(1.31e9, rel=0.01)
-    words = "\n".join(plan(load_recipe("r1-qwen2.5-1.5b")).missing)
-    assert "Qwen2.5-1.5B" not in words
+    planned = plan(load_recipe("r1-qwen2.5-1.5b"))
+    assert not any("Qwen2.5-1.5B" in line for line in (*planned.missing, *planned.downloads))
 
 
 @pytest.mark.parametrize(
@@ -166,7 +245,7 @@ def test_text_shows_stages_totals_assumptions_and_what_is_missing(name):
     text = render_text(planned)
     for row in ("problems", "traces", "filter", "examples", "train", "quantize", "validate", "report", "in all"):
         assert any(line.startswith(row) for line in text.splitlines())
-    for line in (*planned.assumptions, *planned.missing):
+    for line in (*planned.assumptions, *planned.missing, *planned.downloads):
         assert f"  - {line}" in text
     assert planned.dollars == pytest.approx(sum(stage.dollars for stage in planned.stages))
 
