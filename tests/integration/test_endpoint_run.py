@@ -41,6 +41,7 @@ def generate(server, out) -> list[str]:
     return command("generate", "demo", "--out", str(out), *settings)
 
 
+@pytest.mark.slow
 def test_a_refusal_in_the_middle_keeps_what_was_answered(server, stillhouse, tmp_path, environment, monkeypatch):
     """A key that runs out of credit must cost nothing that was answered before, and the same command goes on from there."""
     monkeypatch.setitem(environment, "TEACHER_KEY", "canary-0b5f")

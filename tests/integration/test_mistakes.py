@@ -80,6 +80,7 @@ def test_a_cluster_that_is_not_there(stillhouse, tmp_path):
     assert_one_sentence(done, 4, "127.0.0.1:1")
 
 
+@pytest.mark.slow
 def test_nothing_kept_loses_nothing(stillhouse, tmp_path):
     """Filters that drop everything end the run with 1; the traces stay, and milder filters go on from them."""
     out = tmp_path / "run"
@@ -92,6 +93,7 @@ def test_nothing_kept_loses_nothing(stillhouse, tmp_path):
     assert len(list((out / "traces" / "ledger").glob("*.json"))) == ledger
 
 
+@pytest.mark.slow
 def test_a_damaged_trace_file_stops_the_run(stillhouse, tmp_path):
     """Exit code 5: a file is not what was committed."""
     out = tmp_path / "run"
@@ -116,6 +118,7 @@ def test_a_student_that_cannot_be_asked_costs_no_trace(stillhouse, tmp_path):
     assert not (out / "traces").exists()
 
 
+@pytest.mark.slow
 def test_a_few_golds_that_nothing_can_check_are_left_out_and_said(stillhouse, tmp_path):
     """Public sets hold some such rows: they must neither stop the run nor be asked."""
     rows = [{"prompt": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(9)]

@@ -83,6 +83,7 @@ def kill_workers() -> int:
     return found
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_its_batch_and_not_the_run(ray, spec):
     """A worker lost to the kernel's memory killer is started again and its batch handed out again."""
     killed = []

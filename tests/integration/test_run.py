@@ -111,6 +111,7 @@ def test_a_finished_run_is_not_done_again(finished, environment):
     assert read_report(run / "report.json").results == results
 
 
+@pytest.mark.slow
 def test_stage_commands_work_alone_and_ask_for_what_is_missing(stillhouse, tmp_path):
     """``filter`` before ``generate`` says which command to run; after it, it needs no teacher."""
     out = tmp_path / "run"
@@ -147,6 +148,7 @@ def test_a_stranger_measures_the_same_on_the_emitted_checkpoint(finished, enviro
     assert measured["accuracy"] == pytest.approx(reported.value)
 
 
+@pytest.mark.slow
 def test_a_detour_over_a_bad_recipe_costs_nothing(finished, environment, tmp_path):
     """Good, then one that keeps nothing, then good again: the first recipe's stages are made again, not declared damaged."""
     run, _ = finished
@@ -177,6 +179,7 @@ def test_a_card_that_was_not_sealed_is_written_again(finished, environment, tmp_
     assert "pass@1" in (copy / "checkpoint" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_corrected_answer_keeps_the_traces_of_its_prompt(stillhouse, tmp_path):
     """Mending a gold in one's file must not cost the teacher's tokens again, and must count from then on."""
     out, problems = tmp_path / "run", tmp_path / "mine.jsonl"
