@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,8 @@ from stillhouse.jobs.cluster import first_line, use_token
 from stillhouse.jobs.environment import worker_environment
 from stillhouse.jobs.recipe import FileSource, Recipe
 from stillhouse.pipeline.errors import ClusterError, ExitCode, RecipeError
+
+NOT_SENT = (".git", ".venv", "runs", "build", "dist", "tests", "*.egg-info", "__pycache__", "*.parquet")
 
 
 def submit(recipe: Recipe, *, address: str, out: str, follow: bool, show: Callable[[str], Any]) -> tuple[str, int]:
@@ -156,6 +159,9 @@ def make_wheel(folder: Path) -> Path:
     folder.mkdir(parents=True)
     source = Path(str(resources.files("stillhouse.jobs.cli"))).parents[1]
     if (source / "pyproject.toml").is_file():
+        # A copy: setuptools leaves a build folder in the tree, and what lies in it from an earlier build would travel too.
+        copy = folder / "source"
+        shutil.copytree(source, copy, ignore=shutil.ignore_patterns(*NOT_SENT))
         command = [
             sys.executable,
             "-m",
@@ -166,7 +172,7 @@ def make_wheel(folder: Path) -> Path:
             "--no-build-isolation",
             "-w",
             str(folder),
-            str(source),
+            str(copy),
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
