@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.jobs.environment import settle_environment, worker_environment
-from stillhouse.pipeline.errors import ClusterError, StillhouseError
+from stillhouse.pipeline.errors import ClusterError, StillhouseError, first_line
 
 CONNECT_TIMEOUT_S = 10.0
 IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -92,12 +92,6 @@ def _require_answer(address: str) -> None:
             f"nothing answers at {address!r} ({first_line(error)}); give the address that `ray start --head` printed, or "
             "leave --address away for a local run"
         ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type where it has none."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def meant_error(error: BaseException) -> StillhouseError:

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,23 @@ def _teacher_requests(run: RunState, problems: Sequence[Problem], samples: int, 
     )
 
 
+def _ask_teacher(
+    run: RunState, requests: Sequence[Any], *, before: Callable[[Sequence[Any]], None] | None = None
+) -> Iterator[tuple[Sequence[Any], list[Completion], float]]:
+    """The teacher's completions of some requests, batch by batch as they arrive; no Ray is started for none."""
+    if not requests:
+        return
+    spec = teacher_spec(run.recipe)
+    with GeneratorPool(run.ray, spec, num_actors=num_teacher_actors(run.recipe)) as pool:
+        yield from pool.map(
+            chunks(requests, spec.batch_size),
+            prompts=lambda batch: [request.rendered_prompt for request in batch],
+            seeds=lambda batch: [request.seed for request in batch],
+            sampling=teacher_sampling(run.recipe),
+            before=before,
+        )
+
+
 def traces_stage(run: RunState) -> None:
     """The teacher's completions: those not committed yet are generated, each batch is committed when it arrives.
 
@@ -161,7 +178,6 @@ def traces_stage(run: RunState) -> None:
         committed = set(run.store.read_column("traces", "key"))
         missing = [request for request in requests if request.key not in committed]
         run.reporter.begin("traces", len(requests), len(requests) - len(missing))
-        spec = teacher_spec(run.recipe)
         # Prompts of like length side by side: a batch ends with its longest row.
         missing.sort(key=lambda request: len(request.rendered_prompt))
         sampling = teacher_sampling(run.recipe)
@@ -174,29 +190,20 @@ def traces_stage(run: RunState) -> None:
             entry = {"keys": [request.key for request in batch]}
             run.store.write_json(f"traces/ledger/{attempt:08d}-{content_key(entry['keys'])[:16]}.json", entry)
 
-        if missing:
-            with GeneratorPool(run.ray, spec, num_actors=num_teacher_actors(run.recipe)) as pool:
-                arriving = pool.map(
-                    chunks(missing, spec.batch_size),
-                    prompts=lambda batch: [request.rendered_prompt for request in batch],
-                    seeds=lambda batch: [request.seed for request in batch],
+        for batch, completions, seconds in _ask_teacher(run, missing, before=begin):
+            rows = [
+                make_trace(
+                    request,
+                    completion,
+                    teacher=identity["model"],
+                    teacher_revision=identity["revision"],
                     sampling=sampling,
-                    before=begin,
+                    seconds=seconds / len(batch),
                 )
-                for batch, completions, seconds in arriving:
-                    rows = [
-                        make_trace(
-                            request,
-                            completion,
-                            teacher=identity["model"],
-                            teacher_revision=identity["revision"],
-                            sampling=sampling,
-                            seconds=seconds / len(batch),
-                        )
-                        for request, completion in zip(batch, completions)
-                    ]
-                    run.store.add_shard("traces", Trace, rows)
-                    run.reporter.advance(len(rows))
+                for request, completion in zip(batch, completions)
+            ]
+            run.store.add_shard("traces", Trace, rows)
+            run.reporter.advance(len(rows))
         rows = _of_requests(run, requests)
         assigned = sum(len(entry["keys"]) for entry in run.store.ledger("traces"))
         return StageOutput(
@@ -488,33 +495,25 @@ def _grade_teacher(run: RunState, partial: str) -> list[Graded]:
 
     problems = test_problems(read_problems(run), run.recipe.gate.teacher_problems)
     requests = _teacher_requests(run, problems, 1, run.recipe.seed + 1)
-    spec, sampling = teacher_spec(run.recipe), teacher_sampling(run.recipe)
     rows = {row.problem_id: row for row in run.store.read(partial, Graded)}
     missing = [request for request in requests if request.problem_id not in rows]
     run.reporter.begin("teacher", len(requests), len(rows))
     by_id = {problem.id: problem for problem in problems}
-    with GeneratorPool(run.ray, spec, num_actors=num_teacher_actors(run.recipe)) as pool:
-        arriving = pool.map(
-            chunks(missing, spec.batch_size),
-            prompts=lambda batch: [request.rendered_prompt for request in batch],
-            seeds=lambda batch: [request.seed for request in batch],
-            sampling=sampling,
-        )
-        for batch, completions, _ in arriving:
-            graded = [
-                grade(
-                    completion,
-                    by_id[request.problem_id],
-                    request.rendered_prompt,
-                    model_name="teacher",
-                    sample_index=0,
-                    verify=verify,
-                )
-                for request, completion in zip(batch, completions)
-            ]
-            run.store.add_shard(partial, Graded, graded)
-            rows.update({row.problem_id: row for row in graded})
-            run.reporter.advance(len(batch))
+    for batch, completions, _ in _ask_teacher(run, missing):
+        graded = [
+            grade(
+                completion,
+                by_id[request.problem_id],
+                request.rendered_prompt,
+                model_name="teacher",
+                sample_index=0,
+                verify=verify,
+            )
+            for request, completion in zip(batch, completions)
+        ]
+        run.store.add_shard(partial, Graded, graded)
+        rows.update({row.problem_id: row for row in graded})
+        run.reporter.advance(len(batch))
     return [rows[request.problem_id] for request in requests]
 
 

@@ -22,10 +22,10 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from stillhouse.jobs.cluster import first_line, use_token
+from stillhouse.jobs.cluster import use_token
 from stillhouse.jobs.environment import worker_environment
 from stillhouse.jobs.recipe import FileSource, Recipe
-from stillhouse.pipeline.errors import ClusterError, ExitCode, RecipeError
+from stillhouse.pipeline.errors import ClusterError, ExitCode, RecipeError, first_line
 
 NOT_SENT = (".git", ".venv", "runs", "build", "dist", "tests", "*.egg-info", "__pycache__", "*.parquet")
 

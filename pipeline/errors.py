@@ -26,6 +26,11 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type where it has none: what a sentence for the user quotes of a cause."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class StillhouseError(Exception):
     """Base of what a user is meant to read. ``exit_code`` is what the command line returns."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
-from stillhouse.pipeline.errors import RecipeError
+from stillhouse.pipeline.errors import RecipeError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,7 +40,7 @@ def _not_found(model_path: str, revision: str | None, cause: Exception | None) -
         at = f" at revision {revision!r}" if revision else ""
         what = f"no model {model_path!r}{at} in this folder, in the local Hugging Face cache or on the hub"
         todo = "Check the name and the connection (and HF_TOKEN for a gated model), or give the path of a local folder."
-    reason = f" ({str(cause).strip().splitlines()[0]})" if cause else ""
+    reason = f" ({first_line(cause)})" if cause else ""
     return RecipeError(f"{what}{reason}. {todo}")
 
 

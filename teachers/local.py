@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stillhouse.pipeline.errors import TeacherError
+from stillhouse.pipeline.errors import TeacherError, first_line
 from stillhouse.pipeline.records import Completion, Sampling
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -85,9 +85,9 @@ def load_tokenizer(model_path: str | Path, *, revision: str | None = None) -> An
 
 
 def _cannot_load(model_path: str | Path, reason: Exception | str) -> TeacherError:
-    first_line = (str(reason).strip() or type(reason).__name__).splitlines()[0]
+    why = reason if isinstance(reason, str) else first_line(reason)
     return TeacherError(
-        f"the model {str(model_path)!r} cannot be loaded ({first_line}); give a folder with config.json, safetensors and a "
+        f"the model {str(model_path)!r} cannot be loaded ({why}); give a folder with config.json, safetensors and a "
         "tokenizer, or a hub name that this machine can reach or has cached"
     )
 

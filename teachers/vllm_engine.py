@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stillhouse.pipeline.errors import TeacherError
+from stillhouse.pipeline.errors import TeacherError, first_line
 from stillhouse.pipeline.records import Completion, Sampling
 
 
@@ -50,8 +50,7 @@ class VllmGenerator:
                 gpu_memory_utilization=gpu_memory_utilization,
             )
         except (OSError, ValueError, RuntimeError) as error:
-            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise TeacherError(f"vLLM cannot load {model!r}: {first_line}") from error
+            raise TeacherError(f"vLLM cannot load {model!r}: {first_line(error)}") from error
 
     def complete(self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling) -> list[Completion]:
         """Complete rendered prompts, in their order."""
