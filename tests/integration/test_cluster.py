@@ -28,6 +28,19 @@ def wait_for(what: str, check, timeout_s: float = 90) -> None:
         time.sleep(0.5)
 
 
+def alive_nodes(address: str, environment: dict[str, str], folder: Path) -> int:
+    """How many nodes the head knows of; a node's process answers some seconds before the head does."""
+    ask = (
+        "from stillhouse.jobs.cluster import ray_session\n"
+        f"with ray_session({address!r}) as ray:\n    print(sum(node['Alive'] for node in ray.nodes()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", ask], env=environment, cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.split()[-1])
+
+
 def answers(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
@@ -52,6 +65,7 @@ def cluster(tmp_path_factory, environment):
     try:
         wait_for("the head", lambda: answers(port) and answers(dashboard))
         processes.append(subprocess.Popen(second, env=environment, stdout=log, stderr=log, cwd=folder))
+        wait_for("the second node", lambda: alive_nodes(f"127.0.0.1:{port}", environment, folder) == 2)
         yield f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", environment
     finally:
         for process in reversed(processes):
