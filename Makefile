@@ -49,7 +49,7 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 
-$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+$(STAMP): pyproject.toml constraints.txt $(wildcard kernels/csrc/*) | $(BIN)/python
 	@echo "Setting up $(VENV) (a few minutes, once) ..." >&2
 ifeq ($(GPU),yes)
 	@$(PIP) $(INDEX) 'torch==$(TORCH_VERSION)'
@@ -67,7 +67,7 @@ constraints:  ## Write constraints.txt from what is installed in .venv; run the 
 	  | sed -e 's/+cpu$$//' -e 's/ @ .*//' | LC_ALL=C sort -f; } > constraints.new
 	@mv constraints.new constraints.txt
 
-clean:  ## Remove build outputs and caches; keeps .venv and runs/
-	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+clean:  ## Remove build outputs and caches; keeps .venv (set up again at the next use) and runs/
+	@rm -rf $(STAMP) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	@find . -path ./$(VENV) -prune -o -path ./runs -prune -o -path ./.git -prune -o \
 	  \( -name __pycache__ -o -name '*.so' \) -print0 | xargs -0 rm -rf

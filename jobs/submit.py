@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -162,6 +163,12 @@ def make_wheel(folder: Path) -> Path:
         # A copy: setuptools leaves a build folder in the tree, and what lies in it from an earlier build would travel too.
         copy = folder / "source"
         shutil.copytree(source, copy, ignore=shutil.ignore_patterns(*NOT_SENT))
+        # The compiled kernels where setuptools would put them: found up to date there, they are not compiled once more.
+        platform = f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+        built = copy / "build" / platform / "stillhouse" / "kernels"
+        built.mkdir(parents=True)
+        for library in (source / "kernels").glob("*.so"):
+            shutil.copy2(library, built)
         command = [
             sys.executable,
             "-m",

@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from stillhouse.kernels import reference
-from stillhouse.kernels.formats import PackedWeight
+from stillhouse.kernels.formats import PackedWeight, exact_float16, refuse_act_order
 
 
 def to_compressed_tensors(packed: PackedWeight) -> dict[str, torch.Tensor]:
@@ -36,13 +35,13 @@ def to_compressed_tensors(packed: PackedWeight) -> dict[str, torch.Tensor]:
             "choose a group size that divides it, or leave the layer unquantized"
         )
     tensors = {
-        "weight_packed": _bytes_to_words(packed.codes),
+        "weight_packed": reference.bytes_to_words(packed.codes),
         "weight_scale": packed.scales.clone(),
         "weight_shape": torch.tensor(packed.shape, dtype=torch.int64),
     }
     if packed.zero_points is not None:
         along_rows = reference.pack_nibbles(packed.zero_points.T, high_first=False)
-        tensors["weight_zero_point"] = _bytes_to_words(along_rows).T.contiguous()
+        tensors["weight_zero_point"] = reference.bytes_to_words(along_rows).T.contiguous()
     return tensors
 
 
@@ -50,7 +49,8 @@ def from_compressed_tensors(tensors: Mapping[str, torch.Tensor], group_size: int
     """Read one layer's tensors, named as :func:`to_compressed_tensors` names them, without rounding anything.
 
     Raises:
-        ValueError: a tensor is missing, the shapes do not belong together, or a scale does not fit float16 exactly.
+        ValueError: a tensor is missing, the shapes do not belong together, a scale does not fit float16 exactly, or columns
+            were reordered by activation (``weight_g_idx``): a group is then no run of columns, and no format here holds it.
     """
     missing = {"weight_packed", "weight_scale", "weight_shape"} - set(tensors)
     if missing:
@@ -60,25 +60,24 @@ def from_compressed_tensors(tensors: Mapping[str, torch.Tensor], group_size: int
     expected = (num_rows, -(-num_columns // 8))
     if words.dtype != torch.int32 or tuple(words.shape) != expected:
         raise ValueError(f"weight_packed must be int32 of shape {expected}, is {words.dtype} of shape {tuple(words.shape)}")
-    codes = reference.unpack_nibbles(words.contiguous().view(torch.uint8), num_columns, high_first=False)
-    scales = tensors["weight_scale"]
+    refuse_act_order(tensors.get("weight_g_idx"), "weight_g_idx", num_columns, group_size)
+    codes = reference.unpack_nibbles(reference.words_to_bytes(words), num_columns, high_first=False)
     zero_words = tensors.get("weight_zero_point")
     zero_points = None
     if zero_words is not None:
-        # clone: the transpose of a contiguous column counts as contiguous, but its stride does not let it be seen as bytes
-        zero_bytes = zero_words.T.clone(memory_format=torch.contiguous_format).view(torch.uint8)
+        expected = (-(-num_rows // 8), tensors["weight_scale"].shape[-1])
+        if zero_words.dtype != torch.int32 or tuple(zero_words.shape) != expected:
+            raise ValueError(
+                f"weight_zero_point must be int32 of shape {expected}, is {zero_words.dtype} of shape {tuple(zero_words.shape)}"
+            )
+        zero_bytes = reference.words_to_bytes(zero_words.T)
         zero_points = reference.unpack_nibbles(zero_bytes, num_rows, high_first=False).T.contiguous()
-    exact = scales.to(torch.float16)
-    if not torch.equal(exact.to(torch.float32), scales.to(torch.float32)):
-        raise ValueError(
-            f"weight_scale ({scales.dtype}) has values that float16 does not hold; they would decode to other weights"
-        )
     return PackedWeight(
         "int4",
         (num_rows, num_columns),
         reference.pack_nibbles(codes, high_first=False),
         group_size=group_size,
-        scales=exact,
+        scales=exact_float16(tensors["weight_scale"], "weight_scale"),
         zero_points=zero_points,
     )
 
@@ -102,8 +101,3 @@ def quantization_config(group_size: int = 32, symmetric: bool = True, ignore: Se
             "group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
         },
     }
-
-
-def _bytes_to_words(packed: torch.Tensor) -> torch.Tensor:
-    """Join each row's bytes four to an int32 word, the first byte lowest; a row's end is filled with zeros."""
-    return F.pad(packed, (0, -packed.shape[1] % 4)).contiguous().view(torch.int32)

@@ -2,13 +2,17 @@
 
 Dtypes. The output has the dtype of x. ``activations`` says how the product is computed:
 
-- ``bf16`` (the default): in the dtype of x. A bfloat16 or float16 x meets weights rounded to the same dtype, as every loader
-  of the format would compute it; a float32 x is never rounded, it meets the decoded weights in float32.
+- ``bf16`` (the default): a float32 x is never rounded and meets the decoded weights in float32. A bfloat16 or float16 x meets
+  weights that are rounded to its dtype at most (for a few rows, and for float16 on the CPU, they are not rounded either).
+- ``int8``: x is rounded to 8 bits, one scale for each 32 along K, and products are summed as integers: for serving. nf4
+  levels are rounded to 127ths. The gradient is that of the ``bf16`` mode.
 - ``exact``: in at least float32 whatever x is, rounded once at the end. For tests and for comparing files.
 
-Under ``torch.autocast`` the ``bf16`` mode takes x in the autocast dtype and returns that dtype, as ``torch.nn.Linear`` does.
+Sums are float32 in every mode. Under ``torch.autocast`` the first two take x in the autocast dtype and return it, as
+``torch.nn.Linear`` does.
 
-Cost. The weight is decoded in each forward and each backward (2 bytes or 4 a weight of scratch, freed at once) and never kept.
+Cost. The compiled CPU kernels decode panels of the weight that fit a core's cache; the plain-torch path decodes the whole
+weight in each forward and each backward (2 bytes or 4 a weight, freed at once). Neither keeps anything.
 """
 
 from __future__ import annotations
@@ -18,14 +22,11 @@ from typing import Literal
 import torch
 from torch import nn
 
-from stillhouse.kernels import (
-    formats,
-    ops,  # noqa: F401  (importing it registers torch.ops.stillhouse)
-)
+from stillhouse.kernels import formats, ops
 from stillhouse.kernels.formats import Format, PackedWeight
 
-Activations = Literal["bf16", "exact"]
-ACTIVATIONS: tuple[str, ...] = ("bf16", "exact")
+Activations = Literal["bf16", "int8", "exact"]
+ACTIVATIONS = ops.ACTIVATIONS
 
 
 def linear4bit(
@@ -37,13 +38,14 @@ def linear4bit(
         x: (..., K), float16, bfloat16, float32 or float64.
         packed: weight of shape (N, K), int4 or nf4, on the device of x. It gets no gradient.
         bias: (N,), any float dtype, or None.
-        activations: ``bf16`` computes in the dtype of x, ``exact`` in at least float32; see the top of this file.
+        activations: ``bf16`` computes in the dtype of x, ``int8`` rounds x to 8 bits, ``exact`` computes in at least float32;
+            see the top of this file.
 
     Returns:
         (..., N), dtype of x (the autocast dtype under ``torch.autocast``).
 
     Raises:
-        ValueError: x does not end in K, is not a float tensor, or ``activations`` is neither of the two.
+        ValueError: x does not end in K, is not a float tensor, or ``activations`` is none of the three.
     """
     _check_activations(activations)
     return _multiply(x, packed, bias, activations)
@@ -185,7 +187,7 @@ def _check_activations(activations: str) -> None:
 
 def _multiply(x: torch.Tensor, w: PackedWeight | Linear4bit, bias: torch.Tensor | None, activations: str) -> torch.Tensor:
     """Call the format's operator. A ``Linear4bit`` has a packed weight's fields, and goes in as it is: no object a call."""
-    if activations == "bf16" and torch.is_autocast_enabled(x.device.type):
+    if activations != "exact" and torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     num_rows, num_columns = w.shape
     if w.format == "int4":
@@ -203,5 +205,6 @@ def _multiply(x: torch.Tensor, w: PackedWeight | Linear4bit, bias: torch.Tensor 
         num_rows,
         num_columns,
         w.block_size,
+        w.format,
         activations,
     )

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from stillhouse.kernels.compressed_tensors import from_compressed_tensors, quantization_config, to_compressed_tensors
-from stillhouse.kernels.formats import PackedWeight, dequantize, quantize
+from stillhouse.kernels.formats import dequantize, quantize
 
-SHAPES = [((24, 64), 32), ((7, 96), 32), ((33, 128), 128), ((5, 14), 7), ((3, 10), 5)]
+SHAPES = [((24, 64), 32), ((16, 32), 32), ((7, 96), 32), ((9, 192), 64), ((33, 128), 128), ((5, 14), 7), ((3, 10), 5)]
 
 
 def _scheme(group_size: int, symmetric: bool):
@@ -68,7 +68,13 @@ def test_what_cannot_be_held_is_refused():
         from_compressed_tensors({**tensors, "weight_packed": tensors["weight_packed"][:, :7]}, 32)
     with pytest.raises(ValueError, match="float16 does not hold"):
         from_compressed_tensors({**tensors, "weight_scale": torch.full((2, 2), 1 / 3)}, 32)
-    assert isinstance(from_compressed_tensors(tensors, 32), PackedWeight)
+    with pytest.raises(ValueError, match=r"weight_g_idx is not k // 32: the columns were reordered"):
+        from_compressed_tensors({**tensors, "weight_g_idx": torch.arange(64).flip(0) // 32}, 32)
+    plain = {**tensors, "weight_g_idx": torch.arange(64, dtype=torch.int32) // 32}
+    assert torch.equal(from_compressed_tensors(plain, 32).codes, from_compressed_tensors(tensors, 32).codes)
+    tensors = to_compressed_tensors(quantize(torch.ones(9, 64), symmetric=False))
+    with pytest.raises(ValueError, match=r"weight_zero_point must be int32 of shape \(2, 2\), is torch.int8 of shape \(9, 2\)"):
+        from_compressed_tensors({**tensors, "weight_zero_point": torch.zeros(9, 2, dtype=torch.int8)}, 32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -1,4 +1,4 @@
-"""The 4-bit formats: what bytes mean, how weights are rounded, and that bitsandbytes reads the same."""
+"""The 4-bit formats: what bytes mean, and how weights are rounded."""
 
 from __future__ import annotations
 
@@ -12,28 +12,6 @@ from stillhouse.kernels.rounding import MAX_SCALE, MIN_SCALE
 
 def _groups_of(w: torch.Tensor, group_size: int) -> torch.Tensor:
     return w.view(w.shape[0], -1, group_size)
-
-
-def _bitsandbytes_decode(packed: PackedWeight, dtype: torch.dtype) -> torch.Tensor:
-    """Decode our nf4 tensors with bitsandbytes' own CPU kernels."""
-    functional = pytest.importorskip("bitsandbytes.functional")
-    table = torch.tensor(reference.NF4_TABLE)
-    nested = None
-    if packed.nested_absmax is not None:
-        nested = functional.QuantState(
-            absmax=packed.nested_absmax, blocksize=256, code=packed.nested_quant_map, dtype=torch.float32
-        )
-    state = functional.QuantState(
-        absmax=packed.absmax,
-        shape=torch.Size(packed.shape),
-        code=table,
-        blocksize=packed.block_size,
-        quant_type="nf4",
-        dtype=dtype,
-        offset=None if nested is None else packed.nested_offset[0],
-        state2=nested,
-    )
-    return functional.dequantize_4bit(packed.codes.view(-1, 1), state)
 
 
 def test_int4_worked_example():
@@ -52,6 +30,23 @@ def test_nf4_worked_example():
     assert packed.tolist() == [0x0F, 0x78, 0xF0, 0x77]
     weight = PackedWeight("nf4", (2, 4), packed, block_size=4, absmax=torch.tensor([2.0, 3.0]))
     assert dequantize(weight).tolist() == [[-2.0, 2.0, 0.0, 2 * 0.07958029955625534], [3.0, -3.0, 0.0, 0.0]]
+
+
+def test_fp4_worked_example():
+    """All 16 codes in the order of the bytes: FP4's table is not sorted, and nf4's would read noise."""
+    packed = reference.pack_nibbles(torch.arange(16, dtype=torch.uint8), high_first=True)
+    assert packed.tolist() == [0x01, 0x23, 0x45, 0x67, 0x89, 0xAB, 0xCD, 0xEF]
+    weight = PackedWeight("fp4", (2, 8), packed, block_size=8, absmax=torch.tensor([12.0, 6.0]))
+    assert dequantize(weight).tolist() == [
+        [0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0],
+        [0.0, -0.03125, -4, -6, -2, -3, -1, -1.5],
+    ]
+
+
+def test_fp4_is_read_but_not_written():
+    """If it failed, a new checkpoint would be written in the less accurate of two formats of the same size."""
+    with pytest.raises(ValueError, match="not 'fp4', which is only read; nf4 has its layout and is more accurate"):
+        quantize(torch.ones(2, 64), "fp4")
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -176,6 +171,10 @@ def test_tensors_that_do_not_belong_together_are_refused():
         PackedWeight("int4", (4, 64), good.codes, group_size=32, scales=good.scales, absmax=torch.ones(4))
     with pytest.raises(ValueError, match="block_size >= 1"):
         PackedWeight("nf4", (4, 64), good.codes)
+    with pytest.raises(ValueError, match="an fp4 weight has a block_size >= 1 and no group_size"):
+        PackedWeight("fp4", (4, 64), good.codes, group_size=32, scales=good.scales)
+    with pytest.raises(ValueError, match=r"format must be one of .*'fp4'.*not 'int8'"):
+        PackedWeight("int8", (4, 64), good.codes)
 
 
 @pytest.mark.parametrize(
@@ -199,39 +198,7 @@ def test_sizes_are_what_the_formats_promise(format, options, bits):
     assert packed.to("meta").device == torch.device("meta")
 
 
-# nf4 against bitsandbytes and against the formula
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("double_quant", [True, False])
-@pytest.mark.parametrize(("shape", "block_size"), [((256, 128), 64), ((40, 512), 128), ((300, 256), 256)])
-def test_nf4_decodes_bit_for_bit_as_bitsandbytes(dtype, double_quant, shape, block_size):
-    """All 256 code pairs, random scales: if it failed, adapters trained on a bitsandbytes base would see another base."""
-    generator = torch.Generator().manual_seed(6)
-    packed = quantize(torch.randn(shape, generator=generator), "nf4", block_size=block_size, double_quant=double_quant)
-    packed.codes.copy_(torch.arange(packed.codes.numel()) % 256)
-    if double_quant:
-        packed.absmax.copy_(torch.randint(0, 256, packed.absmax.shape, generator=generator))
-    assert packed.codes.unique().numel() == 256
-    theirs = _bitsandbytes_decode(packed, dtype)
-    assert torch.equal(dequantize(packed, dtype), theirs)
-
-
-@pytest.mark.parametrize("compress_statistics", [True, False])
-def test_nf4_reads_what_bitsandbytes_wrote(compress_statistics):
-    """If it failed, a bitsandbytes checkpoint could not be taken over byte for byte."""
-    functional = pytest.importorskip("bitsandbytes.functional")
-    w = torch.randn(96, 256, generator=torch.Generator().manual_seed(7))
-    codes, state = functional.quantize_4bit(w, blocksize=64, compress_statistics=compress_statistics, quant_type="nf4")
-    nested = {}
-    if compress_statistics:
-        nested = {
-            "nested_absmax": state.state2.absmax,
-            "nested_quant_map": state.state2.code,
-            "nested_offset": state.offset.view(1),
-        }
-    packed = PackedWeight("nf4", (96, 256), codes.view(-1), block_size=64, absmax=state.absmax, **nested)
-    assert torch.equal(dequantize(packed), functional.dequantize_4bit(codes, state))
+# nf4: the encoder against bitsandbytes', and against the formula (the decoder: test_bnb_tensors.py)
 
 
 @pytest.mark.parametrize("double_quant", [True, False])
