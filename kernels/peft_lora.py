@@ -22,7 +22,7 @@ from stillhouse.kernels.linear import Linear4bit, linear4bit_module_names
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-__all__ = ["LoraLinear4bit", "linear4bit_module_names", "merged_weight", "register_with_peft"]  # noqa: F822
+__all__ = ["LoraLinear4bit", "adopt_lora", "linear4bit_module_names", "merged_weight", "register_with_peft"]  # noqa: F822
 
 
 def register_with_peft(lora_config: LoraConfig, model: nn.Module | None = None) -> LoraConfig:
@@ -46,6 +46,34 @@ def register_with_peft(lora_config: LoraConfig, model: nn.Module | None = None) 
         lora_config.target_modules = _all_linear_names(model)
     lora_config._register_custom_module({Linear4bit: _lora_class()})
     return lora_config
+
+
+def adopt_lora(layer: nn.Module) -> None:
+    """Turn PEFT's LoRA layer around a linear layer into a ``LoraLinear4bit``, in place: for a base that is being swapped.
+
+    The adapters, their settings and what an optimizer or a hook holds of them stay the same objects.
+
+    Raises:
+        ValueError: the layer does more than plain LoRA (a variant such as DoRA, a bias, an adapter that is merged), or is
+            another tuner's.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    cls = _lora_class()
+    if isinstance(layer, cls):
+        return
+    if not isinstance(layer, LoraLayer) or isinstance(layer, nn.Linear):
+        raise ValueError(f"PEFT wraps it in a {type(layer).__name__}; only LoRA layers are known here")
+    problems = {
+        "a variant such as DoRA": bool(getattr(layer, "lora_variant", None)),
+        "lora_bias=True": any(layer.lora_bias.values()),
+        "a merged adapter (unmerge it first)": layer.merged,
+        "fan_in_fan_out=True": layer.fan_in_fan_out,
+    }
+    if any(problems.values()):
+        raise ValueError(f"its adapter has {', '.join(name for name, found in problems.items() if found)}")
+    # LoraLinear4bit has no state beyond LoraLayer's, so the class alone makes the difference.
+    layer.__class__ = cls
 
 
 def merged_weight(layer: nn.Module, dtype: torch.dtype = torch.float32) -> torch.Tensor:

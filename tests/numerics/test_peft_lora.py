@@ -12,7 +12,7 @@ from torch import nn
 
 from stillhouse.kernels.formats import dequantize, quantize
 from stillhouse.kernels.linear import Linear4bit
-from stillhouse.kernels.peft_lora import LoraLinear4bit, linear4bit_module_names, merged_weight, register_with_peft
+from stillhouse.kernels.peft_lora import LoraLinear4bit, adopt_lora, linear4bit_module_names, merged_weight, register_with_peft
 
 
 def _model(format: str = "int4", dtype: torch.dtype = torch.float32):
@@ -217,6 +217,36 @@ def test_what_would_be_lost_silently_is_refused():
             get_peft_model(copy.deepcopy(packed), register_with_peft(_config(**options)))
     with pytest.raises(ValueError, match=r"Linear4bit.* is not supported"):
         get_peft_model(packed, _config())
+
+
+def test_a_foreign_lora_layer_is_adopted_or_refused():
+    """If it failed, swapping the base under a trained adapter would drop a part of what the adapter does."""
+    from peft import IA3Config, LoraConfig, get_peft_model
+
+    def wrapped(config, merge=False):
+        torch.manual_seed(3)
+        model = get_peft_model(nn.Sequential(nn.Linear(64, 24)), config)
+        if merge:
+            model.merge_adapter()
+        return model.base_model.model[0]
+
+    layer = wrapped(LoraConfig(r=4, target_modules=["0"], init_lora_weights=False))
+    x, parameters = torch.randn(3, 64), dict(layer.named_parameters())
+    expected = layer(x)
+    adopt_lora(layer)
+    assert isinstance(layer, LoraLinear4bit)
+    assert torch.equal(layer(x), expected)
+    assert all(parameters[name] is parameter for name, parameter in layer.named_parameters())
+    adopt_lora(layer)  # and once more does nothing
+    for settings, merge, reason in (
+        ({"use_dora": True}, False, "a variant such as DoRA"),
+        ({"lora_bias": True}, False, "lora_bias=True"),
+        ({}, True, "a merged adapter"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            adopt_lora(wrapped(LoraConfig(r=4, target_modules=["0"], **settings), merge))
+    with pytest.raises(ValueError, match="PEFT wraps it in a Linear; only LoRA"):
+        adopt_lora(wrapped(IA3Config(target_modules=["0"], feedforward_modules=[])))
 
 
 def test_a_wrapped_layer_can_be_pickled():
