@@ -18,7 +18,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint bench constraints clean
+.PHONY: help setup demo test test-fast lint sanitize bench constraints clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,16 @@ lint: $(STAMP)  ## Check style, formatting, and who imports whom
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/python -m pytest -q -p no:cacheprovider tests/packaging/test_import_arrows.py
+
+SANITIZED := build/sanitized
+sanitize: $(STAMP)  ## Run the tests of the C++ kernels under ASan and UBSan (gcc; minutes)
+	@rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)/source && git ls-files -z | xargs -0 cp --parents -t $(SANITIZED)/source
+	@CXXFLAGS='-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=undefined' \
+	  $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w $(SANITIZED) $(SANITIZED)/source
+	@$(BIN)/python -m zipfile -e $(SANITIZED)/*.whl $(SANITIZED)/site
+	@LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED)/site \
+	  $(BIN)/python -m pytest -q -p no:cacheprovider tests/numerics/test_cpu_libraries.py
 
 bench: $(STAMP)  ## Measure the kernels on this machine
 	@$(BIN)/stillhouse bench kernels

@@ -12,9 +12,9 @@ extern "C" {
 
 enum sh_format : int32_t { SH_INT4 = 0, SH_TABLE16 = 1 };
 enum sh_dtype : int32_t { SH_F32 = 0, SH_BF16 = 1, SH_F16 = 2 };
-// How a product is computed. SH_BF16_MODE: bf16 activations meet weights rounded to bf16, sums in fp32; f32 and f16
-// activations are never rounded and meet f32 weights. SH_EXACT: f32 throughout. SH_INT8: activations in 8 bits, one scale
-// for each 32 along K of a row, integer sums.
+// How a product is computed. SH_BF16_MODE: bf16 activations meet weights rounded to bf16, sums in fp32 (the AVX-512 library does
+// not round them for a few rows, which is more exact); f32 and f16 activations are never rounded and meet f32 weights.
+// SH_EXACT: f32 throughout. SH_INT8: activations in 8 bits, one scale for each 32 along K of a row, integer sums.
 enum sh_mode : int32_t { SH_BF16_MODE = 0, SH_EXACT = 1, SH_INT8 = 2 };
 
 // 0 is success; these come back from a call that did nothing.
