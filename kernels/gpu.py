@@ -339,8 +339,8 @@ def num_splits(num_tiles: int, num_steps: int, most: int, num_multiprocessors: i
     Args:
         num_tiles: programs there are without a cut.
         num_steps: iterations of the loop that is cut.
-        most: no more than so many. A 16 M-th of the summed dimension is where the partial sums (8 bytes each, written and read)
-            are as many bytes as the weight.
+        most: no more than so many. A 16 M-th of the summed dimension is where the partial sums (float32, written and read) are
+            as many bytes as the weight.
     """
     wanted = min(3 * num_multiprocessors / num_tiles, num_steps / 2)
     splits = 1

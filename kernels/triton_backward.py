@@ -7,7 +7,7 @@ they are what limits the rows (8 × BLOCK_W × BLOCK_M float32 in registers). Mo
 import triton
 import triton.language as tl
 
-from stillhouse.kernels.triton_decode import decode, join_words, load_scales
+from stillhouse.kernels.triton_decode import decode, join_words, load_tile_scales
 
 
 @triton.jit
@@ -35,7 +35,8 @@ def skinny_grad_x_kernel(
 
     A split sums ROWS_A_SPLIT rows of the weight, a multiple of BLOCK_N; :func:`add_splits_kernel` adds the splits up in order.
     """
-    words_W = tl.program_id(0) * BLOCK_W + tl.arange(0, BLOCK_W)
+    first_word = tl.program_id(0) * BLOCK_W
+    words_W = first_word + tl.arange(0, BLOCK_W)
     m_M = tl.arange(0, BLOCK_M)
     split = tl.program_id(1)
     first = split * ROWS_A_SPLIT
@@ -51,12 +52,21 @@ def skinny_grad_x_kernel(
         rows_N = start + tl.arange(0, BLOCK_N)
         live_NW = (rows_N < N)[:, None] & (words_W < NUM_WORDS)[None, :]
         codes_NW = tl.load(codes_ptr + rows_N.to(tl.int64)[:, None] * NUM_WORDS + words_W[None, :], mask=live_NW, other=0)
-        if table_ptr is not None:
-            groups_NW = (rows_N[:, None] * NUM_WORDS + words_W[None, :]) // GROUP_WORDS
-        else:
-            groups_NW = rows_N.to(tl.int64)[:, None] * tl.cdiv(NUM_WORDS, GROUP_WORDS) + (words_W // GROUP_WORDS)[None, :]
-        scale_NW, zero_NW = load_scales(
-            scales_ptr, zero_points_ptr, nested_absmax_ptr, quant_map_ptr, offset_ptr, groups_NW, live_NW, table_ptr is not None
+        scale_NW, zero_NW = load_tile_scales(
+            scales_ptr,
+            zero_points_ptr,
+            nested_absmax_ptr,
+            quant_map_ptr,
+            offset_ptr,
+            rows_N,
+            N,
+            first_word,
+            NUM_WORDS,
+            GROUP_WORDS,
+            BLOCK_N,
+            BLOCK_W,
+            table_ptr is not None,
+            True,
         )
         live_MN = (m_M < M)[:, None] & (rows_N < N)[None, :]
         dy_MN = tl.load(dy_ptr + m_M[:, None] * N + rows_N[None, :], mask=live_MN, other=0.0)

@@ -44,6 +44,59 @@ def load_scales(
 
 
 @triton.jit
+def load_tile_scales(
+    scales_ptr,
+    zero_points_ptr,
+    nested_absmax_ptr,
+    quant_map_ptr,
+    offset_ptr,
+    rows_N,
+    N,
+    start,
+    NUM_WORDS: tl.constexpr,
+    GROUP_WORDS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    HAS_TABLE: tl.constexpr,
+    ONCE_A_GROUP: tl.constexpr,
+):
+    """:func:`load_scales` for every word of a tile (BLOCK_N, BLOCK_W) whose first word is ``start``, a multiple of BLOCK_W.
+
+    ONCE_A_GROUP: where tiles and rows are whole groups, load one scale a group and hand it to the group's words through shared
+    memory, which costs barriers and saves three loads a word where absmax is nested. Otherwise every word loads its own.
+    """
+    if ONCE_A_GROUP and NUM_WORDS % GROUP_WORDS == 0 and BLOCK_W % GROUP_WORDS == 0:
+        GROUPS: tl.constexpr = BLOCK_W // GROUP_WORDS
+        groups_G = start // GROUP_WORDS + tl.arange(0, GROUPS)
+        live_NG = (rows_N < N)[:, None] & (groups_G < NUM_WORDS // GROUP_WORDS)[None, :]
+        at_NG = rows_N[:, None] * (NUM_WORDS // GROUP_WORDS) + groups_G[None, :]
+        scale_NG, zero = load_scales(
+            scales_ptr, zero_points_ptr, nested_absmax_ptr, quant_map_ptr, offset_ptr, at_NG, live_NG, HAS_TABLE
+        )
+        scale = _for_each_word(scale_NG, BLOCK_N, GROUPS, GROUP_WORDS)
+        if zero_points_ptr is not None:
+            zero = _for_each_word(zero, BLOCK_N, GROUPS, GROUP_WORDS)
+    else:
+        words_W = start + tl.arange(0, BLOCK_W)
+        live_NW = (rows_N < N)[:, None] & (words_W < NUM_WORDS)[None, :]
+        if HAS_TABLE:
+            at_NW = (rows_N[:, None] * NUM_WORDS + words_W[None, :]) // GROUP_WORDS
+        else:
+            # 64 bits, with which the compiler folds the constant distance between a thread's rows into the load.
+            at_NW = rows_N.to(tl.int64)[:, None] * tl.cdiv(NUM_WORDS, GROUP_WORDS) + (words_W // GROUP_WORDS)[None, :]
+        scale, zero = load_scales(
+            scales_ptr, zero_points_ptr, nested_absmax_ptr, quant_map_ptr, offset_ptr, at_NW, live_NW, HAS_TABLE
+        )
+    return scale, zero
+
+
+@triton.jit
+def _for_each_word(per_group_NG, BLOCK_N: tl.constexpr, GROUPS: tl.constexpr, GROUP_WORDS: tl.constexpr):
+    spread = tl.broadcast_to(per_group_NG[:, :, None], [BLOCK_N, GROUPS, GROUP_WORDS])
+    return tl.reshape(spread, [BLOCK_N, GROUPS * GROUP_WORDS])
+
+
+@triton.jit
 def decode(words, zero, table, mantissa, J: tl.constexpr):
     """Weight J of every word before it is scaled, float32: ``q - zero`` (int4, no table) or ``table[q]`` (nf4, fp4).
 

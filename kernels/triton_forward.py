@@ -8,7 +8,7 @@ compile-time constant (a model has three or four), so that a thread reaches all 
 import triton
 import triton.language as tl
 
-from stillhouse.kernels.triton_decode import decode, load_scales, split_words
+from stillhouse.kernels.triton_decode import decode, load_scales, load_tile_scales, split_words
 
 
 @triton.jit
@@ -34,8 +34,9 @@ def gemv_kernel(
     """One row of x: a program takes BLOCK_N rows of the weight over all of K, so there is nothing to add up afterwards.
 
     With BLOCK_W = threads, each thread holds one word of every row: the eight activations they meet are loaded once, by one
-    16-byte access, and the loop has no barrier. The sum over a word is scaled after it is taken, and neither the weight nor the
-    sum is rounded before the end, which is closer to the exact product than the reference in bfloat16.
+    16-byte access, and the loop has no barrier but those that hand out the scales of nf4 and fp4. The sum over a word is scaled
+    after it is taken, and neither the weight nor the sum is rounded before the end, which is closer to the exact product than
+    the reference in bfloat16.
     """
     rows_N = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     sums_NW = tl.zeros([BLOCK_N, BLOCK_W], dtype=tl.float32)
@@ -49,14 +50,21 @@ def gemv_kernel(
             next_NW = _gemv_codes(codes_ptr, rows_N, N, start + BLOCK_W, NUM_WORDS, BLOCK_W)
         else:
             codes_NW = _gemv_codes(codes_ptr, rows_N, N, start, NUM_WORDS, BLOCK_W)
-        words_W = start + tl.arange(0, BLOCK_W)
-        live_NW = (rows_N < N)[:, None] & (words_W < NUM_WORDS)[None, :]
-        if table_ptr is not None:
-            groups_NW = (rows_N[:, None] * NUM_WORDS + words_W[None, :]) // GROUP_WORDS
-        else:
-            groups_NW = rows_N.to(tl.int64)[:, None] * tl.cdiv(NUM_WORDS, GROUP_WORDS) + (words_W // GROUP_WORDS)[None, :]
-        scale_NW, zero_NW = load_scales(
-            scales_ptr, zero_points_ptr, nested_absmax_ptr, quant_map_ptr, offset_ptr, groups_NW, live_NW, table_ptr is not None
+        scale_NW, zero_NW = load_tile_scales(
+            scales_ptr,
+            zero_points_ptr,
+            nested_absmax_ptr,
+            quant_map_ptr,
+            offset_ptr,
+            rows_N,
+            N,
+            start,
+            NUM_WORDS,
+            GROUP_WORDS,
+            BLOCK_N,
+            BLOCK_W,
+            table_ptr is not None,
+            table_ptr is not None,
         )
         k = start * 8 + tl.arange(0, 8 * BLOCK_W)
         x = tl.load(x_ptr + k, mask=k < NUM_WORDS * 8, other=0.0).to(tl.float32)
@@ -121,12 +129,21 @@ def skinny_kernel(
         words_W = start + tl.arange(0, BLOCK_W)
         live_NW = (rows_N < N)[:, None] & (words_W < NUM_WORDS)[None, :]
         codes_NW = tl.load(codes_ptr + rows_N.to(tl.int64)[:, None] * NUM_WORDS + words_W[None, :], mask=live_NW, other=0)
-        if table_ptr is not None:
-            groups_NW = (rows_N[:, None] * NUM_WORDS + words_W[None, :]) // GROUP_WORDS
-        else:
-            groups_NW = rows_N.to(tl.int64)[:, None] * tl.cdiv(NUM_WORDS, GROUP_WORDS) + (words_W // GROUP_WORDS)[None, :]
-        scale_NW, zero_NW = load_scales(
-            scales_ptr, zero_points_ptr, nested_absmax_ptr, quant_map_ptr, offset_ptr, groups_NW, live_NW, table_ptr is not None
+        scale_NW, zero_NW = load_tile_scales(
+            scales_ptr,
+            zero_points_ptr,
+            nested_absmax_ptr,
+            quant_map_ptr,
+            offset_ptr,
+            rows_N,
+            N,
+            start,
+            NUM_WORDS,
+            GROUP_WORDS,
+            BLOCK_N,
+            BLOCK_W,
+            table_ptr is not None,
+            True,
         )
         k = start * 8 + tl.arange(0, 8 * BLOCK_W)
         live_MK = (m_M < M)[:, None] & (k < NUM_WORDS * 8)[None, :]
