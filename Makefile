@@ -63,13 +63,14 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard kernels/csrc/*) | $(BIN)/pyt
 	@echo "Setting up $(VENV) (a few minutes, once) ..." >&2
 ifeq ($(GPU),yes)
 	@$(PIP) $(INDEX) 'torch==$(TORCH_VERSION)'
+	@sed '/^triton==/d' constraints.txt > $(VENV)/constraints.txt  # torch for CUDA brings the triton that it is built for
 else
 	@$(PIP) $(INDEX) 'torch==$(TORCH_VERSION)+cpu' 2>$(VENV)/torch.log || { tail -n 1 $(VENV)/torch.log >&2; \
 	  echo "No CPU build of torch there; taking the default build, which may be several GB." \
 	       "Smaller: make TORCH_INDEX=https://download.pytorch.org/whl/cpu $(MAKECMDGOALS)" >&2; \
 	  $(PIP) $(INDEX) 'torch==$(TORCH_VERSION)'; }
 endif
-	@$(PIP) -c constraints.txt -e '.[test,lint]'
+	@$(PIP) -c $(if $(GPU),$(VENV)/constraints.txt,constraints.txt) -e '.[test,lint]'
 	@touch $@
 
 constraints:  ## Write constraints.txt from what is installed in .venv; run the tests before committing it

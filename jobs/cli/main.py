@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stillhouse.jobs.environment import settle_environment
+from stillhouse.jobs.environment import PROCESS_ENVIRONMENT, settle_environment
 from stillhouse.pipeline.errors import ExitCode, StillhouseError
 
 app = typer.Typer(
@@ -212,11 +212,30 @@ def submit(
 
 
 @bench_app.command("kernels")
-def bench_kernels(as_json: JsonOption = False) -> int:
-    """4-bit linear layers against bitsandbytes and torch dense, in one process: ratios of medians."""
-    from stillhouse.kernels.bench.linear import main as measure
+def bench_kernels(
+    only: Annotated[
+        str | None, typer.Option("--only", help="Sections: machine,decode,prefill,backward,model,qlora. Default: all.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Default: torch's own number.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes, two rounds: shows that everything runs.")] = False,
+    svg: Annotated[Path | None, typer.Option("--svg", help="Write a roofline plot there.", dir_okay=False)] = None,
+    batches: Annotated[str | None, typer.Option("--batches", help="Rows of x, such as 1,16,128.")] = None,
+    shape: Annotated[str | None, typer.Option("--shape", help="The layer, NxK; default 4096x4096.")] = None,
+    num_layers: Annotated[int | None, typer.Option("--layers", min=1, help="Of the QLoRA model; default 12.")] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """4-bit layers, whole models and QLoRA steps against named peers: ratios of medians beside the machine's roofs."""
+    # Peers are measured as their users run them, with OpenMP's own way of waiting: the one that settle_environment sets for
+    # machines that are shared costs every contender some microseconds a call. Has to happen before torch is imported.
+    if os.environ.get("OMP_WAIT_POLICY") == PROCESS_ENVIRONMENT["OMP_WAIT_POLICY"]:
+        del os.environ["OMP_WAIT_POLICY"]
+    from stillhouse.kernels.bench import main as bench
 
-    measure(as_json=as_json)
+    try:
+        options = bench.read_options(only, batches, shape, svg)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    bench.main(as_json=as_json, threads=threads, quick=quick, num_layers=num_layers, **options)
     return int(ExitCode.PASS)
 
 
