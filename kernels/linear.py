@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from stillhouse.kernels import formats, ops
+from stillhouse.kernels import cpu, formats, ops
 from stillhouse.kernels.formats import Format, PackedWeight
 
 Activations = Literal["bf16", "int8", "exact"]
@@ -48,7 +48,7 @@ def linear4bit(
         ValueError: x does not end in K, is not a float tensor, or ``activations`` is none of the three.
     """
     _check_activations(activations)
-    return _multiply(x, packed, bias, activations)
+    return _multiply(x, packed, vars(packed), bias, activations)
 
 
 class Linear4bit(nn.Module):
@@ -157,7 +157,8 @@ class Linear4bit(nn.Module):
         return self.codes
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _multiply(x, self, self.bias, self.activations)
+        # Straight from the dict: a module's attribute look-up would cost a token's smallest layers a tenth of their time.
+        return _multiply(x, self, self._buffers, self.bias, self.activations)
 
     def _apply(self, fn, recurse=True):
         before = {name: buffer for name in formats.TENSOR_NAMES if (buffer := self._buffers.get(name)) is not None}
@@ -185,26 +186,59 @@ def _check_activations(activations: str) -> None:
         raise ValueError(f"activations must be one of {ACTIVATIONS}, not {activations!r}")
 
 
-def _multiply(x: torch.Tensor, w: PackedWeight | Linear4bit, bias: torch.Tensor | None, activations: str) -> torch.Tensor:
-    """Call the format's operator. A ``Linear4bit`` has a packed weight's fields, and goes in as it is: no object a call."""
+def _multiply(
+    x: torch.Tensor,
+    w: PackedWeight | Linear4bit,
+    tensors: dict[str, torch.Tensor | None],
+    bias: torch.Tensor | None,
+    activations: str,
+) -> torch.Tensor:
+    """Call the format's operator, or the compiled kernel at once where nothing else of the dispatcher is wanted.
+
+    ``w`` gives shape and settings, which a ``Linear4bit`` has under a packed weight's names: no object is made for a call.
+    """
     if activations != "exact" and torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     num_rows, num_columns = w.shape
+    codes = tensors["codes"]
     if w.format == "int4":
-        return torch.ops.stillhouse.linear_int4(
-            x, w.codes, w.scales, w.zero_points, bias, num_columns, w.group_size, activations
-        )
-    return torch.ops.stillhouse.linear_nf4(
-        x,
-        w.codes,
-        w.absmax,
-        w.nested_absmax,
-        w.nested_quant_map,
-        w.nested_offset,
-        bias,
-        num_rows,
-        num_columns,
-        w.block_size,
-        w.format,
-        activations,
-    )
+        weight, settings = (codes, tensors["scales"], tensors["zero_points"]), (num_columns, w.group_size)
+        if _is_plain_call(x, bias) and cpu.serves(*weight):
+            ops.check_operand(x, "x", num_columns, w.shape, activations)
+            return cpu.forward(cpu.int4_weight(*weight, *settings), x, bias, activations)
+        return torch.ops.stillhouse.linear_int4(x, *weight, bias, *settings, activations)
+    nested = (tensors["nested_absmax"], tensors["nested_quant_map"], tensors["nested_offset"])
+    weight = (codes, tensors["absmax"], *nested)
+    if _is_plain_call(x, bias) and cpu.serves(*weight):
+        ops.check_operand(x, "x", num_columns, w.shape, activations)
+        return cpu.forward(cpu.table_weight(*weight, w.shape, w.block_size, w.format), x, bias, activations)
+    return torch.ops.stillhouse.linear_nf4(x, *weight, bias, num_rows, num_columns, w.block_size, w.format, activations)
+
+
+def _is_plain_call(x: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Whether nothing but the value is wanted of a CPU product: no gradient, trace, transform, mode or profile.
+
+    Then the compiled kernel is called without torch's dispatcher, whose way through Python costs a token's smallest layers as
+    much as their arithmetic. The parts of torch that this asks are private; where one is missing, nothing is plain.
+    """
+    if type(x) is not torch.Tensor or not x.is_cpu or x.dtype not in cpu.DTYPES or _MODES is None:
+        return False
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        return False
+    if torch.compiler.is_compiling() or torch.autograd.profiler._is_profiler_enabled:
+        return False
+    return not any(count() for count in _MODES)
+
+
+def _functorch_depth() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+_MODES = (
+    (torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack, _functorch_depth)
+    if hasattr(torch._C, "_len_torch_dispatch_stack")
+    and hasattr(torch._C, "_len_torch_function_stack")
+    and hasattr(torch._C, "_functorch")
+    and hasattr(torch.autograd.profiler, "_is_profiler_enabled")
+    else None
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import ClassVar
 
 import pytest
 import torch
@@ -301,3 +302,32 @@ def test_module_names_are_found_in_a_model():
     """If it failed, LoRA would be put on fewer layers than asked for."""
     inner = nn.ModuleDict({"a": Linear4bit.from_linear(nn.Linear(8, 8)), "b": nn.Linear(8, 8)})
     assert linear4bit_module_names(nn.ModuleDict({"x": inner, "y": Linear4bit.from_linear(nn.Linear(8, 8))})) == ["x.a", "y"]
+
+
+@pytest.mark.parametrize("format", ["int4", "nf4"])
+def test_whoever_watches_operators_sees_them(format):
+    """If it failed, the short way past the dispatcher would hide products from profilers, traces and transforms."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watch(TorchDispatchMode):
+        seen: ClassVar[list[str]] = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    packed = quantize(torch.randn(24, 64), format)
+    x = torch.randn(3, 64)
+    with torch.no_grad():
+        unwatched = linear4bit(x, packed)
+        with Watch() as watch:
+            watched = linear4bit(x, packed)
+        with torch.profiler.profile() as profile:
+            profiled = linear4bit(x, packed)
+        mapped = torch.func.vmap(lambda row: linear4bit(row, packed))(x)
+    name = f"stillhouse.linear_{format}.default"
+    assert name in watch.seen
+    assert f"stillhouse::linear_{format}" in {event.key for event in profile.key_averages()}
+    assert torch.equal(watched, unwatched)
+    assert torch.equal(profiled, unwatched)
+    torch.testing.assert_close(mapped, unwatched, rtol=1e-5, atol=1e-5)
