@@ -7,7 +7,6 @@ not ok says what will not work, or works more slowly, and what to do about it.
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import re
@@ -15,11 +14,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from stillhouse.jobs.model_facts import hub_cache
+from stillhouse.pipeline.errors import first_line
 
 # What constraints.txt pins; a test compares the two. The constraints file itself does not travel in the wheel.
 TESTED_VERSIONS = {
@@ -46,6 +47,10 @@ _INSTRUCTION_SETS = (
     "i8mm",
     "bf16",
 )
+_HOW_TO_COMPILE = (
+    "Install a C++ compiler (g++, or clang++ with OpenMP), then from the clone: pip install --force-reinstall --no-deps ."
+)
+_COMPILER_USE = "used once, by an installation from source, for the 4-bit kernels"
 
 
 @dataclass(frozen=True)
@@ -124,34 +129,50 @@ def _gpu() -> Finding:
     return Finding("gpu", True, ", ".join(f"{p.name} with {p.total_memory / 2**30:.0f} GiB" for p in names))
 
 
-def _kernel_folders() -> list[Path]:
-    spec = importlib.util.find_spec("stillhouse.kernels")
-    return [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
-
-
 def _kernels() -> Finding:
-    folders = _kernel_folders()
-    if not any((folder / "reference.py").is_file() for folder in folders):
-        return Finding("kernels", False, "stillhouse.kernels has no reference.py: the installation is not complete")
-    libraries = sorted(path.name for folder in folders for path in folder.glob("**/*.so"))
-    if libraries:
-        return Finding("kernels", True, f"compiled: {', '.join(libraries)}; plain torch where they do not apply")
-    return Finding("kernels", True, "plain torch; there are no compiled 4-bit kernels in this installation")
+    """Which compiled 4-bit libraries are here, and which of them this processor runs: ``kernels/cpu.py`` is asked itself."""
+    try:
+        from stillhouse.kernels import cpu
+    except ImportError as error:
+        return Finding("kernels", False, f"stillhouse.kernels cannot be imported ({error}): the installation is not complete")
+    built = [isa for isa in cpu.ISAS if cpu.library_path(isa) is not None]
+    forced = os.environ.get(cpu.ISA_VARIABLE)
+    try:
+        best = cpu.best_isa()
+        with warnings.catch_warnings(action="ignore"):  # that nothing is compiled is said below, in full
+            serving = cpu.isa()
+    except (ValueError, RuntimeError, OSError) as error:
+        return Finding("kernels", False, f"4-bit layers on a CPU do not work: {first_line(error)}")
+    if not built:
+        return Finding("kernels", False, f"no compiled 4-bit library; plain torch serves, many times slower. {_HOW_TO_COMPILE}")
+    compiled = f"compiled for the CPU: {', '.join(built)}"
+    if serving == best:
+        return Finding("kernels", True, f"{compiled}; {best} serves, the best that this processor runs")
+    what = "plain torch" if serving == "torch" else serving
+    return Finding("kernels", False, f"{compiled}; {what} serves, since {cpu.ISA_VARIABLE}={forced}; {best} would be faster")
 
 
 def _compiler() -> Finding:
-    compiled = any(path.suffix in {".cpp", ".cu", ".so"} for folder in _kernel_folders() for path in folder.rglob("*"))
-    use = "" if compiled else "not used yet: the kernels are plain torch so far; "
     found = next(
         (path for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name and (path := shutil.which(name))), None
     )
     if found is None:
-        lost = "; only plain-torch kernels can be installed from source" if compiled else ""
-        return Finding("compiler", False, f"{use}no C++ compiler (c++, g++, clang++){lost}")
+        return Finding("compiler", False, f"no C++ compiler (c++, g++, clang++); {_without_compiler()}")
     answer = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=20)
     first = (answer.stdout or answer.stderr).strip().splitlines()
     ok = answer.returncode == 0 and bool(first)
-    return Finding("compiler", ok, f"{use}{found}: {first[0] if first else 'says nothing to --version'}")
+    return Finding("compiler", ok, f"{found}: {first[0] if first else 'says nothing to --version'}; {_COMPILER_USE}")
+
+
+def _without_compiler() -> str:
+    """What the lack of a compiler costs: nothing where the libraries came with the installation."""
+    try:
+        from stillhouse.kernels import cpu
+    except ImportError:
+        return "kernels cannot be compiled"
+    if any(cpu.library_path(isa) is not None for isa in cpu.ISAS):
+        return "the compiled 4-bit kernels are here already, and only another installation from source would lack them"
+    return "an installation from source has no compiled 4-bit kernels, and plain torch serves in their place, many times slower"
 
 
 def _ray() -> Finding:

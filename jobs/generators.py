@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from stillhouse.jobs.cluster import meant_error
-from stillhouse.pipeline.errors import ClusterError, PartialTeacherError
+from stillhouse.pipeline.errors import ClusterError, PartialTeacherError, RecipeError, first_line
 from stillhouse.pipeline.records import Completion, Sampling
 
 Item = TypeVar("Item")
@@ -28,6 +28,7 @@ class GeneratorSpec:
         model: folder, hub name, or the endpoint's name for the model.
         batch_size: completions under way at once in one actor.
         num_gpus: GPUs one actor asks Ray for.
+        kernels: run a 4-bit checkpoint's layers on our own kernels instead of the loader's.
     """
 
     kind: Literal["transformers", "vllm", "endpoint"]
@@ -42,6 +43,7 @@ class GeneratorSpec:
     tensor_parallel: int = 1
     max_model_len: int | None = None
     gpu_memory_utilization: float = 0.9
+    kernels: bool = False
 
 
 def build_generator(spec: GeneratorSpec) -> Any:
@@ -63,7 +65,38 @@ def build_generator(spec: GeneratorSpec) -> Any:
         )
     from stillhouse.teachers.local import TransformersGenerator
 
-    return TransformersGenerator(spec.model, dtype=spec.dtype, batch_size=spec.batch_size, revision=spec.revision)
+    return TransformersGenerator(
+        spec.model,
+        dtype=spec.dtype,
+        batch_size=spec.batch_size,
+        revision=spec.revision,
+        adapt=_put_on_kernels if spec.kernels else None,
+    )
+
+
+def _put_on_kernels(model: Any) -> None:
+    from stillhouse.kernels.swap import swap_to_kernels
+
+    try:
+        swap_to_kernels(model)
+    except ValueError as error:
+        raise RecipeError(
+            f"the checkpoint cannot run on our kernels: {first_line(error)}. Set gate.kernels=false to measure it as "
+            "transformers loads it, and not on our kernels"
+        ) from error
+
+
+def describe_generator(spec: GeneratorSpec, generator: Any) -> dict[str, str]:
+    """Which code computes a generator's completions, and where: ``path`` and ``device``, in words."""
+    if spec.kind == "endpoint":
+        return {"path": f"endpoint at {spec.base_url}", "device": "not known"}
+    if spec.kind == "vllm":
+        from importlib.metadata import version
+
+        return {"path": f"vLLM {version('vllm')}", "device": "GPU"}
+    from stillhouse.students.served import describe_device, describe_path
+
+    return {"path": describe_path(generator.model), "device": describe_device(generator.model)}
 
 
 class _GeneratorActor:
@@ -102,6 +135,11 @@ class _GeneratorActor:
             completed, failure = dict(error.completed), error
         return completed, time.monotonic() - started, failure
 
+    def served(self) -> dict[str, str]:
+        """`describe_generator` of what this worker holds: the driver's machine may be another."""
+        self.load()
+        return describe_generator(self._spec, self._generator)
+
 
 class GeneratorPool:
     """``num_actors`` Ray actors with the same model. Use as a context manager; actors end with it.
@@ -114,6 +152,7 @@ class GeneratorPool:
         self._spec = spec
         self._api_key = os.environ.get(spec.api_key_env, "") if spec.api_key_env else ""
         self._actors = [self._start() for _ in range(num_actors)]
+        self._worked: list[Any] = []
 
     def _start(self) -> Any:
         # The model is loaded by its first call: see _GeneratorActor.
@@ -131,6 +170,19 @@ class GeneratorPool:
     def __exit__(self, *_: object) -> None:
         for actor in self._actors:
             self._ray.kill(actor)
+
+    def served(self) -> dict[str, str]:
+        """Which code computed the completions, and where; asked in the workers that made some, so ask after the work.
+
+        Workers on unlike machines are all named. One that died since cannot say, and its work stands.
+        """
+        found = []
+        for actor in self._worked:
+            try:
+                found.append(self._ray.get(actor.served.remote()))
+            except self._ray.exceptions.RayActorError:
+                found.append({"path": "not known: the worker died after its work", "device": "not known"})
+        return {key: " or ".join(dict.fromkeys(answer[key] for answer in found)) or "nothing" for key in ("path", "device")}
 
     def map(
         self,
@@ -191,6 +243,8 @@ class GeneratorPool:
                 stopped = meant_error(error)
                 continue
             free.append(actor)
+            if actor not in self._worked:
+                self._worked.append(actor)
             stopped = failure or stopped
             if completed:
                 yield [batch[index] for index in completed], list(completed.values()), seconds

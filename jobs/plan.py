@@ -398,7 +398,8 @@ def _quantize_stage(recipe: Recipe, facts: ModelFacts) -> StagePlan:
 def _gate_stage(recipe: Recipe, facts: ModelFacts, gpu: Device, test_problems: int, teacher_completion: int) -> StagePlan:
     gate, cluster = recipe.gate, recipe.cluster
     problems = min(test_problems, gate.num_problems or test_problems)
-    answers = 3 * problems * gate.samples_per_problem
+    num_models = 4 if gate.kernels else 3
+    answers = num_models * problems * gate.samples_per_problem
     completion = min(teacher_completion, gate.max_new_tokens)
     on_gpu = cluster.gpus_per_train_worker > 0
     device = gpu if on_gpu else CPU_CORE
@@ -408,16 +409,17 @@ def _gate_stage(recipe: Recipe, facts: ModelFacts, gpu: Device, test_problems: i
     one_model_s = batched_decoding_s(
         facts,
         device,
-        num_sequences=-(-answers // 3 // copies),
+        num_sequences=-(-answers // num_models // copies),
         batch_size=gate.batch_size,
-        num_tokens=answers * completion / 3 / copies,
+        num_tokens=answers * completion / num_models / copies,
         max_new_tokens=gate.max_new_tokens,
         num_devices=devices,
         weight_bytes=weight_bytes,
     )
-    hours = 3 * one_model_s / 3600
+    hours = num_models * one_model_s / 3600
     samples = _plural(gate.samples_per_problem, "sample")
-    what = f"base, student and checkpoint on {_plural(problems, 'test problem')}, {samples} each"
+    models = "base, student and checkpoint, the last also on our kernels," if gate.kernels else "base, student and checkpoint"
+    what = f"{models} on {_plural(problems, 'test problem')}, {samples} each"
     return _device_stage(
         "validate", what, answers, answers * completion, device, hours * devices * copies, hours, answers * 2000
     )

@@ -358,6 +358,12 @@ class Gate(Section):
     """The 16-bit student's pass@1 minus the checkpoint's, paired by problem, at most; by the interval."""
     min_think_closed: Share | None = None
     """Floor of the share of the checkpoint's completions whose think block closes, by the interval."""
+    kernels: bool = True
+    """Also measure the checkpoint on our own kernels, and require that it answers as it does in transformers."""
+    max_kernel_difference: Share | None = 0.05
+    """pass@1 on our kernels and in transformers, paired by problem, may differ by this at most; by the interval."""
+    min_same_verdict: Share | None = None
+    """Floor of the share of completions judged alike on our kernels and in transformers, by the interval; for float32."""
     teacher_problems: Count = 100
     """Test problems for the teacher's own score; 0 leaves it out."""
 

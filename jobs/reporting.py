@@ -9,8 +9,8 @@ from pathlib import Path
 
 from stillhouse.jobs import remote
 from stillhouse.jobs.run_state import RunState
-from stillhouse.jobs.stages import EVALUATED, planned_traces, read_problems
-from stillhouse.pipeline.gate import GateResult, accuracy, accuracy_by_family, behaviour, judge
+from stillhouse.jobs.stages import EVALUATED, planned_traces, read_problems, served_file
+from stillhouse.pipeline.gate import GateResult, accuracy, accuracy_by_family, agreement, behaviour, judge
 from stillhouse.pipeline.integrity import IntegrityReport, check_checkpoint
 from stillhouse.pipeline.records import Graded, Problem, Trace, Verdict, content_key
 from stillhouse.pipeline.report import (
@@ -22,6 +22,8 @@ from stillhouse.pipeline.report import (
     Results,
     Sample,
     Samples,
+    Served,
+    ServedBy,
     SizeBytes,
     summary_markdown,
     write_report,
@@ -66,6 +68,7 @@ def _judge(run: RunState, graded: Mapping[str, Sequence[Graded]], integrity: Int
         base=graded["base"],
         student=graded["student"],
         checkpoint=graded["checkpoint"],
+        checkpoint_kernels=graded.get("checkpoint_kernels", ()) if thresholds.kernels else None,
         integrity_ok=integrity.ok,
         min_accuracy=thresholds.min_accuracy,
         min_family_accuracy=thresholds.min_family_accuracy,
@@ -73,6 +76,8 @@ def _judge(run: RunState, graded: Mapping[str, Sequence[Graded]], integrity: Int
         min_gain=thresholds.min_gain,
         max_drop=thresholds.max_drop,
         min_think_closed=thresholds.min_think_closed,
+        max_kernel_difference=thresholds.max_kernel_difference,
+        min_same_verdict=thresholds.min_same_verdict,
     )
 
 
@@ -108,12 +113,21 @@ def _report(run: RunState, graded: Mapping[str, Sequence[Graded]], gate: GateRes
                 LossPoint(step=step, loss=loss, learning_rate=rate) for step, loss, rate, _ in run.store.read_json("loss.json")
             ],
             behaviour={name: behaviour(rows) for name, rows in graded.items()},
+            served=_served(run, graded),
         ),
         gate=GateSection(checks=gate.checks),
         samples=_samples(run),
         environment=remote.library_versions() | machine(),
         recipe=recipe.to_yaml(),
     )
+
+
+def _served(run: RunState, graded: Mapping[str, Sequence[Graded]]) -> Served:
+    """Which code computed what, as the workers noted it, and whether the checkpoint answers alike on both of its paths."""
+    stages = {"train": "train"} | {name: f"evaluate-{name}" for name in graded}
+    noted = {name: ServedBy(**run.store.read_json(served_file(stage))) for name, stage in stages.items()}
+    alike = agreement(graded["checkpoint_kernels"], graded["checkpoint"]) if "checkpoint_kernels" in graded else None
+    return Served(**noted, agreement=alike)
 
 
 def machine() -> dict[str, str]:
@@ -193,6 +207,12 @@ def _sample(trace: Trace, problems: Mapping[str, Problem], reasons: Iterable[str
 def _write_card(run: RunState, report: Report) -> None:
     """Put the measured results on the checkpoint's card and seal the folder again."""
     recipe = run.recipe
+    on_kernels = (
+        "\nThe row “our kernels” is the same folder with its 4-bit layers on Stillhouse's own kernels, bit for bit the same "
+        "weights:\n`from stillhouse.kernels.swap import swap_to_kernels; swap_to_kernels(model)`.\n"
+        if report.results.pass_at_1.checkpoint_kernels
+        else ""
+    )
     card = f"""# {recipe.name}
 
 {recipe.description}
@@ -209,7 +229,7 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 
 The model reasons inside `<think>` … `</think>` and puts its final answer into `\\boxed{{}}`. It was measured with
 temperature {recipe.gate.temperature:g} and at most {recipe.gate.max_new_tokens} new tokens.
-
+{on_kernels}
 {summary_markdown(report)}
 """
     _seal_card(run.store.path("checkpoint"), card)

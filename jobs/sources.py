@@ -179,8 +179,11 @@ def num_teacher_actors(recipe: Recipe) -> int:
     return 1 if isinstance(recipe.teacher, EndpointTeacher) else recipe.cluster.num_teacher_actors
 
 
-def evaluation_spec(recipe: Recipe, model: str, *, revision: str | None = None) -> GeneratorSpec:
-    """How a student is loaded for evaluation: with transformers, in the recipe's dtype, on what training asks for."""
+def evaluation_spec(recipe: Recipe, model: str, *, revision: str | None = None, kernels: bool = False) -> GeneratorSpec:
+    """How a student is loaded for evaluation: with transformers, in the recipe's dtype, on what training asks for.
+
+    ``kernels`` then puts a 4-bit checkpoint's layers on our own kernels.
+    """
     cluster = recipe.cluster
     return GeneratorSpec(
         "transformers",
@@ -190,6 +193,7 @@ def evaluation_spec(recipe: Recipe, model: str, *, revision: str | None = None) 
         batch_size=recipe.gate.batch_size,
         num_cpus=cluster.cpus_per_train_worker,
         num_gpus=cluster.gpus_per_train_worker,
+        kernels=kernels,
     )
 
 

@@ -31,8 +31,8 @@ from stillhouse.pipeline.errors import NothingKeptError
 from stillhouse.pipeline.records import Completion, Example, Graded, Problem, Trace, Verdict, content_key
 from stillhouse.pipeline.verification import VERIFIER_VERSION
 
-CODE_VERSIONS = {"problems": 1, "traces": 1, "filter": 1, "examples": 1, "train": 1, "quantize": 1, "evaluate": 1}
-EVALUATED = ("teacher", "base", "student", "checkpoint")
+CODE_VERSIONS = {"problems": 1, "traces": 1, "filter": 1, "examples": 1, "train": 2, "quantize": 1, "evaluate": 2}
+EVALUATED = ("teacher", "base", "student", "checkpoint", "checkpoint_kernels")
 
 
 def problems_stage(run: RunState) -> None:
@@ -144,9 +144,16 @@ def _teacher_requests(run: RunState, problems: Sequence[Problem], samples: int, 
 
 
 def _ask_teacher(
-    run: RunState, requests: Sequence[Any], *, before: Callable[[Sequence[Any]], None] | None = None
+    run: RunState,
+    requests: Sequence[Any],
+    *,
+    before: Callable[[Sequence[Any]], None] | None = None,
+    served: Callable[[dict[str, str]], None] | None = None,
 ) -> Iterator[tuple[Sequence[Any], list[Completion], float]]:
-    """The teacher's completions of some requests, batch by batch as they arrive; no Ray is started for none."""
+    """The teacher's completions of some requests, batch by batch as they arrive; no Ray is started for none.
+
+    ``served`` is told at the end which code computed them.
+    """
     if not requests:
         return
     spec = teacher_spec(run.recipe)
@@ -158,6 +165,8 @@ def _ask_teacher(
             sampling=teacher_sampling(run.recipe),
             before=before,
         )
+        if served is not None:
+            served(pool.served())
 
 
 def traces_stage(run: RunState) -> None:
@@ -357,9 +366,10 @@ def train_stage(run: RunState) -> None:
         manifest = run.manifests["examples"]
         result = train_on_ray(run, folder=f"train/{print_[:12]}", num_tokens=int(manifest.counts["num_tokens"]))
         history = run.store.write_json("loss.json", result["history"])
+        served = run.store.write_json(served_file("train"), result["served"])
         adapter = run.store.path("train", print_[:12], "adapter")
         return StageOutput(
-            (history, *sorted(path for path in adapter.iterdir() if path.is_file())),
+            (history, served, *sorted(path for path in adapter.iterdir() if path.is_file())),
             {name: result[name] for name in ("num_steps", "num_tokens", "num_supervised_tokens", "final_loss")},
         )
 
@@ -376,6 +386,11 @@ def train_stage(run: RunState) -> None:
         inputs={"examples": run.manifests["examples"].fingerprint},
         work=work,
     )
+
+
+def served_file(stage: str) -> str:
+    """Where a stage notes which code computed its model, as its worker said."""
+    return f"served/{stage}.json"
 
 
 def adapter_folder(run: RunState) -> Path:
@@ -425,7 +440,10 @@ def quantize_stage(run: RunState) -> None:
 
 
 def evaluate_stages(run: RunState) -> None:
-    """Grade teacher, base, 16-bit student and the emitted checkpoint on the same test problems."""
+    """Grade teacher, base, 16-bit student and the emitted checkpoint on the same test problems.
+
+    The checkpoint twice: as a user loads it, with transformers and compressed-tensors alone, and on our own kernels.
+    """
     recipe = run.recipe
     student_settings = asdict(gate_sampling(recipe)) | {
         "num_problems": recipe.gate.num_problems,
@@ -447,6 +465,8 @@ def evaluate_stages(run: RunState) -> None:
         "student": (str(run.store.path("student")), {"quantize": run.manifests["quantize"].fingerprint}),
         "checkpoint": (str(run.store.path("checkpoint")), {"quantize": run.manifests["quantize"].fingerprint}),
     }
+    if recipe.gate.kernels:
+        models["checkpoint_kernels"] = models["checkpoint"]
     problems = run.manifests["problems"].fingerprint
     if recipe.gate.teacher_problems:
         _evaluate_stage(
@@ -464,10 +484,10 @@ def _evaluate_stage(
 ) -> None:
     def work(print_: str) -> StageOutput:
         partial = f"evaluations/{name}-{print_[:12]}"
-        graded = _grade_teacher(run, partial) if model is None else _grade_student(run, name, model)
+        graded, served = _grade_teacher(run, partial) if model is None else _grade_student(run, name, model)
         files = run.store.replace_shards(f"evaluations/{name}", Graded, graded)
         return StageOutput(
-            tuple(files),
+            (*files, run.store.write_json(served_file(f"evaluate-{name}"), served)),
             {
                 "num_graded": len(graded),
                 "num_correct": sum(row.correct for row in graded),
@@ -485,7 +505,7 @@ def _evaluate_stage(
     )
 
 
-def _grade_teacher(run: RunState, partial: str) -> list[Graded]:
+def _grade_teacher(run: RunState, partial: str) -> tuple[list[Graded], dict[str, str]]:
     """The teacher's own score: sampled as its traces are, on the test problems, with seeds of their own.
 
     Its completions may be paid for: each batch is committed to ``partial`` when it arrives, and not asked again.
@@ -499,7 +519,8 @@ def _grade_teacher(run: RunState, partial: str) -> list[Graded]:
     missing = [request for request in requests if request.problem_id not in rows]
     run.reporter.begin("teacher", len(requests), len(rows))
     by_id = {problem.id: problem for problem in problems}
-    for batch, completions, _ in _ask_teacher(run, missing):
+    served = {"path": "not known: every answer was committed by an earlier run", "device": "not known"}
+    for batch, completions, _ in _ask_teacher(run, missing, served=served.update):
         graded = [
             grade(
                 completion,
@@ -514,10 +535,10 @@ def _grade_teacher(run: RunState, partial: str) -> list[Graded]:
         run.store.add_shard(partial, Graded, graded)
         rows.update({row.problem_id: row for row in graded})
         run.reporter.advance(len(batch))
-    return [rows[request.problem_id] for request in requests]
+    return [rows[request.problem_id] for request in requests], served
 
 
-def _grade_student(run: RunState, name: str, model: str) -> list[Graded]:
+def _grade_student(run: RunState, name: str, model: str) -> tuple[list[Graded], dict[str, str]]:
     from stillhouse.pipeline.verification import verify
     from stillhouse.students.base_models import resolve_model
     from stillhouse.students.evaluating import evaluate
@@ -534,13 +555,13 @@ def _grade_student(run: RunState, name: str, model: str) -> list[Graded]:
         recipe.teacher.prompt_suffix,
     )
     run.reporter.begin(name, len(problems) * recipe.gate.samples_per_problem)
-    spec = evaluation_spec(recipe, folder, revision=revision)
+    spec = evaluation_spec(recipe, folder, revision=revision, kernels=name == "checkpoint_kernels")
     with GeneratorPool(run.ray, spec, num_actors=max(1, recipe.cluster.train_workers)) as pool:
 
         def generate(prompts: list[str], seeds: list[int]) -> list[Completion]:
             return list(_in_order(run, pool, prompts, seeds, spec.batch_size))
 
-        return evaluate(
+        graded = evaluate(
             generate,
             problems,
             model_name=name,
@@ -549,6 +570,7 @@ def _grade_student(run: RunState, name: str, model: str) -> list[Graded]:
             seed=recipe.seed,
             verify=verify,
         )
+        return graded, pool.served()
 
 
 def _in_order(

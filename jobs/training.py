@@ -137,6 +137,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     )
     history = [[point.step, point.loss, point.learning_rate, point.seconds] for point in result.history]
     value = {
+        "served": {"path": result.served, "device": result.device},
         "num_steps": result.num_steps,
         "num_tokens": result.num_tokens,
         "num_supervised_tokens": result.num_supervised_tokens,

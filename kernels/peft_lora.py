@@ -15,6 +15,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from stillhouse.kernels.linear import Linear4bit, linear4bit_module_names
@@ -115,8 +116,10 @@ def _lora_class() -> type[nn.Module]:
     class LoraLinear4bit(nn.Module, LoraLayer):
         """A ``Linear4bit`` with LoRA adapters: ``y = base(x) + scaling * B(A(dropout(x)))``.
 
-        The base computes in the dtype of x; adapters compute in their own, and their sum is cast to the base's output. Plain
-        LoRA and rsLoRA; variants (DoRA, aLoRA …) and ``lora_bias`` are refused.
+        Both compute in the dtype of x (the autocast dtype under ``torch.autocast``), as mixed precision does: float32 adapters
+        over a bfloat16 base keep their float32 masters and are rounded for the product, so that no activation is widened
+        and copied. The adapters' sum is added inside the second product, before its one rounding. Plain LoRA and rsLoRA;
+        variants (DoRA, aLoRA …) and ``lora_bias`` are refused.
         """
 
         def __init__(self, base_layer: nn.Module, adapter_name: str, config, r: int = 0, lora_alpha: int = 1, **kwargs) -> None:
@@ -150,10 +153,11 @@ def _lora_class() -> type[nn.Module]:
             for adapter in self.active_adapters:
                 if adapter not in self.lora_A:
                     continue
-                lora_A, lora_B = self.lora_A[adapter], self.lora_B[adapter]
-                hidden = self.lora_dropout[adapter](self._cast_input_dtype(x, lora_A.weight.dtype))
-                delta = lora_B(lora_A(hidden)) * self.scaling[adapter]  # [..., K] @ [K, r] @ [r, N]
-                result = result + delta.to(result.dtype)
+                A, B = self.lora_A[adapter].weight, self.lora_B[adapter].weight
+                hidden = self.lora_dropout[adapter](x)
+                small = F.linear(hidden, A.to(hidden.dtype)) * self.scaling[adapter]  # [..., K] @ [K, r]
+                rows, small = result.reshape(-1, B.shape[0]), small.reshape(-1, B.shape[1]).to(result.dtype)
+                result = torch.addmm(rows, small, B.to(result.dtype).T).view_as(result)  # [M, N] + [M, r] @ [r, N]
             return result
 
         def get_delta_weight(self, adapter: str) -> torch.Tensor:

@@ -33,6 +33,16 @@ class Behaviour:
 
 
 @dataclass(frozen=True, slots=True)
+class Agreement:
+    """How alike one checkpoint answers on two paths of computation; ``difference`` is in pass@1, paired by problem."""
+
+    num_completions: int
+    num_same_verdict: int
+    num_same_completion: int
+    difference: Interval
+
+
+@dataclass(frozen=True, slots=True)
 class GateCheck:
     """One check of the gate: what was expected, what was measured (None: nothing could be) and what that means."""
 
@@ -80,11 +90,25 @@ def accuracy_by_family(graded: Sequence[Graded]) -> dict[str, Interval]:
     return {source: clustered(_correct_by_item(rows[source])) for source in sorted(rows)}
 
 
+def agreement(a: Sequence[Graded], b: Sequence[Graded]) -> Agreement | None:
+    """Compare graded completions of the same problems and samples, ``difference`` = a − b; None where they are not the same."""
+    first, second = _by_sample(a), _by_sample(b)
+    if not first or first.keys() != second.keys() or len(first) != len(a) or len(second) != len(b):
+        return None
+    return Agreement(
+        num_completions=len(first),
+        num_same_verdict=sum(first[key].correct == second[key].correct for key in first),
+        num_same_completion=sum(first[key].completion == second[key].completion for key in first),
+        difference=paired_difference(_item_scores(a), _item_scores(b)),
+    )
+
+
 def judge(
     *,
     base: Sequence[Graded],
     student: Sequence[Graded],
     checkpoint: Sequence[Graded],
+    checkpoint_kernels: Sequence[Graded] | None,
     integrity_ok: bool,
     min_accuracy: float | None,
     min_family_accuracy: float | None,
@@ -92,6 +116,8 @@ def judge(
     min_gain: float | None,
     max_drop: float | None,
     min_think_closed: float | None,
+    max_kernel_difference: float | None,
+    min_same_verdict: float | None,
 ) -> GateResult:
     """Judge the emitted checkpoint against absolute floors, against its base and against its 16-bit student.
 
@@ -99,6 +125,7 @@ def judge(
 
     Args:
         base, student, checkpoint: graded completions of the same problems, the same samples of each.
+        checkpoint_kernels: those of the same checkpoint on our own kernels; None where they were not asked for.
         integrity_ok: what ``check_checkpoint`` said of the folder.
         min_accuracy: floor of the checkpoint's pass@1, by the interval.
         min_family_accuracy: floor of its pass@1 in each problem family, by the point estimate.
@@ -106,6 +133,11 @@ def judge(
         min_gain: floor of the paired difference checkpoint − base, by the interval (superiority).
         max_drop: margin of the paired difference checkpoint − student ≥ −max_drop, by the interval (non-inferiority).
         min_think_closed: floor of the share of completions whose think block is closed, by the interval.
+        max_kernel_difference: margin of the paired difference checkpoint_kernels − checkpoint, in pass@1: PASS when the whole
+            interval is within ± this, FAIL when it lies outside or leaves out 0 (a difference that is not chance).
+        min_same_verdict: floor of the share of completions that are right on both paths or wrong on both, by the interval. It
+            finds what a difference of means cannot: answers that change in both directions. In float32 the paths differ in the
+            order of sums, some 1e-5 in a logit, and nearly every completion is the same; in bfloat16 long completions part.
 
     Returns:
         FAIL if any check fails, else INCONCLUSIVE if any is, else PASS. The exit code is 5 for a broken folder, 4 when
@@ -121,12 +153,17 @@ def judge(
         "min_gain": min_gain,
         "max_drop": max_drop,
         "min_think_closed": min_think_closed,
+        "max_kernel_difference": max_kernel_difference,
+        "min_same_verdict": min_same_verdict,
     }
     for name, threshold in thresholds.items():
         if threshold is not None and not math.isfinite(threshold):
             raise ValueError(f"gate threshold {name} has to be a finite number; got {threshold}")
 
-    comparable = _check_same_problems({"base": base, "student": student, "checkpoint": checkpoint})
+    models = {"base": base, "student": student, "checkpoint": checkpoint}
+    if checkpoint_kernels is not None:
+        models["checkpoint on our kernels"] = checkpoint_kernels
+    comparable = _check_same_problems(models)
     checks = [_check_integrity(integrity_ok), comparable]
     measurable = comparable.outcome == "PASS"
     scores = {name: _item_scores(rows) for name, rows in (("base", base), ("student", student), ("checkpoint", checkpoint))}
@@ -153,6 +190,8 @@ def judge(
         checks.append(_by_interval("drop from 16-bit student", drop, -max_drop, "checkpoint − student", note))
     if min_student_ratio is not None:
         checks.append(_check_ratio(accuracy(checkpoint), accuracy(student), min_student_ratio))
+    if checkpoint_kernels is not None:
+        checks += _check_kernels(checkpoint_kernels, checkpoint, max_kernel_difference, min_same_verdict)
 
     outcomes = {check.outcome for check in checks}
     if "FAIL" in outcomes:
@@ -168,6 +207,10 @@ def _by_item(graded: Sequence[Graded], field: str) -> dict[str, list[bool]]:
     for row in graded:
         items[row.problem_id].append(bool(getattr(row, field)))
     return dict(items)
+
+
+def _by_sample(graded: Sequence[Graded]) -> dict[tuple[str, int], Graded]:
+    return {(row.problem_id, row.sample_index): row for row in graded}
 
 
 def _correct_by_item(graded: Sequence[Graded]) -> dict[str, list[bool]]:
@@ -250,6 +293,45 @@ def _check_ratio(checkpoint: Interval | None, student: Interval | None, floor: f
     shown = f"{_percent(checkpoint.value)} / {_percent(student.value)} = {ratio:.3f}"
     explanation = f"{shown} is {'at or above' if passed else 'below'} the floor"
     return GateCheck(name, expected, ratio, None, None, "PASS" if passed else "FAIL", explanation)
+
+
+def _check_kernels(
+    kernels: Sequence[Graded], checkpoint: Sequence[Graded], margin: float | None, min_same: float | None
+) -> list[GateCheck]:
+    """Does the checkpoint answer on our kernels as it does where a user loads it?"""
+    found = agreement(kernels, checkpoint)
+    checks = []
+    if margin is not None:
+        checks.append(
+            _equivalent("difference on our kernels", found and found.difference, margin, _discordance(kernels, checkpoint))
+        )
+    if min_same is not None:
+        ours = _by_sample(kernels)
+        same: dict[str, list[bool]] = defaultdict(list)
+        if found is not None:
+            for key, row in _by_sample(checkpoint).items():
+                same[row.problem_id].append(row.correct == ours[key].correct)
+        share = clustered(same) if same else None
+        checks.append(_by_interval("same verdict on our kernels", share, min_same, "share of completions"))
+    return checks
+
+
+def _equivalent(name: str, difference: Interval | None, margin: float, note: str) -> GateCheck:
+    expected = f"within ±{_percent(margin)}, 0 in the interval"
+    if difference is None:
+        return GateCheck(name, expected, None, None, None, "FAIL", "not measured; what is not measured fails")
+    low, high = difference.low, difference.high
+    shown = f"the 95 % interval, {_percent(low, True)} to {_percent(high, True)},"
+    if low > 0 or high < 0:
+        outcome, reason = "FAIL", f"{shown} leaves out 0: the two paths do not compute the same model"
+    elif -margin <= low and high <= margin:
+        outcome, reason = "PASS", f"{shown} lies within the margin"
+    else:
+        edge = math.copysign(margin, difference.value or 1.0)
+        needed = items_to_decide(difference, edge)
+        more = "no number of items decides at this estimate" if needed is None else f"about {needed:,} items would decide"
+        outcome, reason = "INCONCLUSIVE", f"{shown} reaches over the margin, with {difference.n:,} items; {more}"
+    return GateCheck(name, expected, difference.value, low, high, outcome, reason + note)
 
 
 def _discordance(a: Sequence[Graded], b: Sequence[Graded]) -> str:

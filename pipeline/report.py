@@ -13,12 +13,18 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, NonNegativeFloat, NonNegativeInt, model_validator
 
 from stillhouse.pipeline.errors import ExitCode
-from stillhouse.pipeline.gate import Behaviour, GateCheck, Judgement
+from stillhouse.pipeline.gate import Agreement, Behaviour, GateCheck, Judgement
 from stillhouse.pipeline.statistics import Interval
 from stillhouse.pipeline.store import write_atomic
 
 REPORT_SCHEMA_VERSION = 1
-MODELS = {"teacher": "teacher", "base": "base", "student": "16-bit student", "checkpoint": "4-bit checkpoint"}
+MODELS = {
+    "teacher": "teacher",
+    "base": "base",
+    "student": "16-bit student",
+    "checkpoint": "4-bit checkpoint",
+    "checkpoint_kernels": "4-bit checkpoint, our kernels",
+}
 
 
 def _finite_or_none(value: object) -> object:
@@ -34,12 +40,39 @@ class _Section(BaseModel):
 
 
 class PassAt1(_Section):
-    """pass@1 of each model on the same problems; None where a model was not measured."""
+    """pass@1 of each model on the same problems; None where a model was not measured.
+
+    ``checkpoint`` is the emitted folder as a user loads it, with transformers and compressed-tensors alone;
+    ``checkpoint_kernels`` the same folder with its 4-bit layers on our kernels.
+    """
 
     teacher: Interval | None
     base: Interval | None
     student: Interval | None
     checkpoint: Interval | None
+    checkpoint_kernels: Interval | None = None
+
+
+class ServedBy(_Section):
+    """Which code computed a model's linear layers, and on what, in words; as the process that held the model said."""
+
+    path: str
+    device: str
+
+
+class Served(_Section):
+    """Which path served the training and each evaluation; ``agreement`` compares the checkpoint's two evaluations.
+
+    ``agreement.difference`` is pass@1 on our kernels minus pass@1 in transformers. None where nothing was measured or noted.
+    """
+
+    train: ServedBy | None = None
+    teacher: ServedBy | None = None
+    base: ServedBy | None = None
+    student: ServedBy | None = None
+    checkpoint: ServedBy | None = None
+    checkpoint_kernels: ServedBy | None = None
+    agreement: Agreement | None = None
 
 
 class FunnelStep(_Section):
@@ -83,6 +116,7 @@ class Results(_Section):
     num_lost_in_flight: NonNegativeInt = 0
     loss: list[LossPoint]
     behaviour: dict[str, Behaviour]
+    served: Served = Served()
 
 
 class GateSection(_Section):
@@ -162,6 +196,7 @@ def summary_table(report: Report) -> str:
     lines = [aligned[0].rstrip(), "  ".join("-" * width for width in widths), *aligned[1:]]
     lines += ["", f"funnel   {funnel_line(report)}", f"seconds  {seconds_line(report.results.seconds)}"]
     lines.append(f"size     {size_line(report.size_bytes)}")
+    lines += [f"{'served' if i == 0 else '':9}{line}".rstrip() for i, line in enumerate(served_lines(report.results.served))]
     verdict, *reasons = verdict_lines(report)
     return "\n".join([*lines, f"verdict  {verdict}", *(f"         {reason}" for reason in reasons)])
 
@@ -181,6 +216,7 @@ def summary_markdown(report: Report) -> str:
         )
     lines += ["", f"- Funnel: {funnel_line(report)}", f"- Seconds: {seconds_line(report.results.seconds)}"]
     lines.append(f"- Size: {size_line(report.size_bytes)}")
+    lines += [f"- Served: {_cell(line)}" for line in served_lines(report.results.served)]
     return "\n".join(lines) + "\n"
 
 
@@ -237,6 +273,31 @@ def size_line(size: SizeBytes) -> str:
     """Size of the checkpoint beside its 16-bit size."""
     ratio = f", {size.float16 / size.checkpoint:.2f}× smaller than 16-bit" if size.checkpoint and size.float16 else ""
     return f"{size.checkpoint / 1e6:.2f} MB of weights{ratio}"
+
+
+def served_rows(served: Served) -> list[tuple[str, ServedBy]]:
+    """What was computed, in words, and by which code; in the order of the run."""
+    names = {"train": "training"} | MODELS
+    return [(name, by) for field, name in names.items() if (by := getattr(served, field)) is not None]
+
+
+def served_lines(served: Served) -> list[str]:
+    """Which path served what, one line a path, then how alike the checkpoint answers on both of its paths."""
+    by_path: dict[ServedBy, list[str]] = {}
+    for name, by in served_rows(served):
+        by_path.setdefault(by, []).append(name)
+    lines = [f"{'; '.join(names)}: {by.path} ({by.device})" for by, names in by_path.items()]
+    return lines + ([agreement_line(served.agreement)] if served.agreement else [])
+
+
+def agreement_line(found: Agreement) -> str:
+    """How alike the checkpoint answers on our kernels and in transformers, in one line."""
+    difference = found.difference
+    points = f"{100 * difference.value:+.1f} points [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    return (
+        f"our kernels and transformers: {found.num_same_verdict:,} of {found.num_completions:,} verdicts and "
+        f"{found.num_same_completion:,} whole completions the same, difference {points}"
+    )
 
 
 def verdict_lines(report: Report) -> list[str]:

@@ -16,10 +16,12 @@ from stillhouse.pipeline.report import (
     LossPoint,
     PassAt1,
     Report,
+    agreement_line,
     family_names,
     interval_text,
     measured_text,
     percent,
+    served_rows,
     size_line,
 )
 
@@ -50,6 +52,8 @@ def render_page(report: Report) -> str:
         learning_rate=line_chart(report.results.loss, "learning_rate"),
         stages=stage_rows(report),
         size=size_line(report.size_bytes),
+        served=served_rows(report.results.served),
+        agreement=agreement_line(found) if (found := report.results.served.agreement) else None,
     )
 
 

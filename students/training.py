@@ -57,6 +57,9 @@ class TrainResult:
     final_loss: float
     """Mean loss of the last tenth of the steps, nats a supervised token."""
     history: list[LossPoint]
+    served: str
+    """Which code multiplied by the frozen base's weights: see `describe_path`."""
+    device: str
 
 
 def learning_rate_factor(step: int, *, num_steps: int, scheduler: Scheduler, warmup_ratio: float) -> float:
@@ -138,6 +141,8 @@ def train_lora(
         RecipeError: no such model, or ``output_dir`` holds the checkpoints of another training.
     """
     import torch
+
+    from stillhouse.students.served import describe_device, describe_path
 
     _check_rows(examples, max_length)
     if scheduler not in ("one_cycle", "cosine", "constant"):
@@ -221,6 +226,8 @@ def train_lora(
         num_supervised_tokens=sum(examples[row].num_supervised_tokens for row in used),
         final_loss=sum(point.loss for point in tail) / len(tail),
         history=history,
+        served=describe_path(model),
+        device=describe_device(model),
     )
 
 

@@ -100,12 +100,21 @@ class TransformersGenerator:
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         batch_size: rows generated at once; more wait.
         revision: commit or tag on the hub.
+        adapt: called with the loaded model before it moves to its device, to change layers in place.
 
     Raises:
         TeacherError: the model cannot be loaded; the message says what was looked for.
     """
 
-    def __init__(self, model_path: str | Path, *, dtype: str = "bfloat16", batch_size: int = 16, revision: str | None = None):
+    def __init__(
+        self,
+        model_path: str | Path,
+        *,
+        dtype: str = "bfloat16",
+        batch_size: int = 16,
+        revision: str | None = None,
+        adapt: Callable[[Any], object] | None = None,
+    ):
         from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
 
@@ -117,6 +126,8 @@ class TransformersGenerator:
         # RuntimeError: weights of other shapes than config.json's. ImportError: a format whose package is missing.
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             raise _cannot_load(model_path, error) from error
+        if adapt is not None:
+            adapt(self.model)
         self.model.to(self.device).eval()
         ids = self.model.generation_config.eos_token_id
         configured = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)

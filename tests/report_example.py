@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import math
 
-from stillhouse.pipeline.gate import accuracy, accuracy_by_family, behaviour, judge
+from stillhouse.pipeline.gate import accuracy, accuracy_by_family, agreement, behaviour, judge
 from stillhouse.pipeline.records import Graded
-from stillhouse.pipeline.report import FunnelStep, GateSection, LossPoint, PassAt1, Report, Results, Sample, Samples, SizeBytes
+from stillhouse.pipeline.report import (
+    FunnelStep,
+    GateSection,
+    LossPoint,
+    PassAt1,
+    Report,
+    Results,
+    Sample,
+    Samples,
+    Served,
+    ServedBy,
+    SizeBytes,
+)
 
 FAMILIES = ("reasoning_gym/chain_sum", "reasoning_gym/basic_arithmetic", "reasoning_gym/leg_counting")
 MARKUP = "<script>document.title = 'taken over'</script><img src=x onerror=alert(1)>"
@@ -37,14 +49,19 @@ def graded(model: str, num_correct: int, n: int = 360) -> list[Graded]:
 
 def make_report(min_accuracy: float = 0.60, teacher_measured: bool = True) -> Report:
     """The report of an invented run with 84.4 % for its checkpoint."""
-    counts = {"teacher": 330, "base": 14, "student": 309, "checkpoint": 304}
+    counts = {"teacher": 330, "base": 14, "student": 309, "checkpoint": 304, "checkpoint_kernels": 303}
     rows = {model: graded(model, count) for model, count in counts.items()}
+    ours = "42 × int4 on compiled kernels, AVX-512 VNNI/BF16; 1 × float32 in torch"
+    decoded = "42 × int4 that compressed-tensors decoded to float32, in torch; 1 × float32 in torch"
+    paths = {"train": ours, "teacher": "57 × float32 in torch", "base": "43 × float32 in torch"}
+    paths |= {"student": "43 × float32 in torch", "checkpoint": decoded, "checkpoint_kernels": ours}
     if not teacher_measured:
         rows["teacher"] = []
     verdict = judge(
         base=rows["base"],
         student=rows["student"],
         checkpoint=rows["checkpoint"],
+        checkpoint_kernels=rows["checkpoint_kernels"],
         integrity_ok=True,
         min_accuracy=min_accuracy,
         min_family_accuracy=0.40,
@@ -52,6 +69,8 @@ def make_report(min_accuracy: float = 0.60, teacher_measured: bool = True) -> Re
         min_gain=0.30,
         max_drop=0.10,
         min_think_closed=0.90,
+        max_kernel_difference=0.05,
+        min_same_verdict=0.95,
     )
     by_family = {model: accuracy_by_family(graded_rows) for model, graded_rows in rows.items()}
     loss = [
@@ -114,6 +133,10 @@ def make_report(min_accuracy: float = 0.60, teacher_measured: bool = True) -> Re
             num_lost_in_flight=64,
             loss=loss,
             behaviour={model: behaviour(graded_rows) for model, graded_rows in rows.items()},
+            served=Served(
+                **{name: ServedBy(path=path, device="CPU") for name, path in paths.items()},
+                agreement=agreement(rows["checkpoint_kernels"], rows["checkpoint"]),
+            ),
         ),
         gate=GateSection(checks=verdict.checks),
         samples=Samples(kept=[kept] * 3, dropped=[wrong, marked_up]),

@@ -22,6 +22,8 @@ SMALL_DEMO = (
     "gate.min_gain=null",
     "gate.max_drop=null",
     "gate.min_think_closed=null",
+    "gate.max_kernel_difference=0.5",
+    "gate.min_same_verdict=null",
     "cluster.cpus_per_train_worker=1",
     "cluster.object_store_mb=100",
 )

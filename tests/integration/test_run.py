@@ -11,8 +11,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from stillhouse.kernels import cpu
 from stillhouse.pipeline.integrity import check_checkpoint
-from stillhouse.pipeline.records import Example, Trace, Verdict
+from stillhouse.pipeline.records import Example, Graded, Trace, Verdict
 from stillhouse.pipeline.report import read_report
 from stillhouse.pipeline.store import RunStore
 from tests.small_demo import SMALL_DEMO, small_demo
@@ -21,7 +22,7 @@ CHAIN = "State the final answer to the following arithmetic problem: 4 + 3 + 2 +
 
 STAGES = {
     *("problems", "traces", "filter", "examples", "train", "quantize"),
-    *("evaluate-teacher", "evaluate-base", "evaluate-student", "evaluate-checkpoint"),
+    *("evaluate-teacher", "evaluate-base", "evaluate-student", "evaluate-checkpoint", "evaluate-checkpoint_kernels"),
 }
 
 
@@ -40,7 +41,7 @@ def test_every_stage_is_committed_and_the_table_is_printed(finished):
     """A run that ends with 0 has done all of its stages."""
     run, done = finished
     assert {path.stem for path in (run / "stages").glob("*.json")} == STAGES
-    for row in ("teacher", "base", "16-bit student", "4-bit checkpoint", "verdict"):
+    for row in ("teacher", "base", "16-bit student", "4-bit checkpoint", "4-bit checkpoint, our kernels", "served", "verdict"):
         assert row in done.stdout
 
 
@@ -62,6 +63,32 @@ def test_the_report_says_what_the_stages_counted(finished):
     assert report.exit_code == 0
     plain = json.loads((run / "report.json").read_text())
     assert set(plain["results"]["pass_at_1"]["checkpoint"]) == {"value", "low", "high", "n"}
+
+
+def test_the_report_says_which_path_served(finished):
+    """A user would not learn that training or the second evaluation fell back to a slow path, or that the paths differ."""
+    run, _ = finished
+    results = read_report(run / "report.json").results
+    served = results.served
+    ours = f"int4 on {cpu.describe()}"  # workers on this machine choose as this process does
+    num_layers = len(json.loads((run / "quantization.json").read_text())["sqnr_db"])
+    assert served.train.path.startswith(f"{num_layers} × {ours}")
+    assert served.checkpoint_kernels.path.startswith(f"{num_layers} × {ours}")
+    assert served.checkpoint.path.startswith(f"{num_layers} × int4 that compressed-tensors decoded to float32, in torch")
+    assert "int4" not in served.base.path + served.student.path + served.teacher.path
+    assert {by.device for by in (served.train, served.teacher, served.base, served.checkpoint)} == {"CPU"}
+    both = {
+        model: {row.problem_id: row for row in RunStore(run).read(f"evaluations/{model}", Graded)}
+        for model in ("checkpoint", "checkpoint_kernels")
+    }
+    same = [both["checkpoint"][key].completion == row.completion for key, row in both["checkpoint_kernels"].items()]
+    assert served.agreement.num_completions == len(same) == 18
+    assert served.agreement.num_same_completion == sum(same)
+    # The same weights in float32, greedily: only two tokens within some 1e-5 of each other could part them.
+    assert served.agreement.num_same_verdict >= 17
+    assert sum(same) >= 16
+    assert served.checkpoint_kernels.path in (run / "report.html").read_text()
+    assert served.checkpoint_kernels.path in (run / "checkpoint" / "README.md").read_text()
 
 
 def test_every_dropped_trace_has_a_verdict_and_every_row_a_trace(finished):

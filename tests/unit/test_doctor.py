@@ -10,6 +10,7 @@ import pytest
 
 from stillhouse.jobs import doctor
 from stillhouse.jobs.doctor import Finding, diagnose, render_text
+from stillhouse.kernels import cpu
 
 
 @pytest.fixture(scope="module")
@@ -102,12 +103,60 @@ def test_vllm_is_looked_for(monkeypatch):
     assert (doctor._vllm().ok, doctor._vllm().message) == (False, "not installed; only teacher.kind=vllm needs it")
 
 
-def test_compiler_is_not_used_until_there_is_something_to_compile(monkeypatch, tmp_path):
-    """A user would install a compiler that nothing uses, or not learn that the kernels now want one."""
-    monkeypatch.setattr(doctor, "_kernel_folders", lambda: [tmp_path])
-    assert doctor._compiler().message.startswith("not used yet: the kernels are plain torch so far")
-    (tmp_path / "int4.cpp").write_text("")
-    assert "not used yet" not in doctor._compiler().message
+@pytest.fixture
+def kernels_of(monkeypatch):
+    """What the doctor says of the kernels with some libraries built and one asked for; the choice is made anew each time."""
+
+    def kernels_of(built=cpu.ISAS, forced=None):
+        monkeypatch.setattr(cpu, "library_path", lambda isa: real(isa) if isa in built else None)
+        monkeypatch.delenv(cpu.ISA_VARIABLE, raising=False)
+        if forced is not None:
+            monkeypatch.setenv(cpu.ISA_VARIABLE, forced)
+        cpu.forget_choice()
+        return doctor._kernels()
+
+    real = cpu.library_path
+    yield kernels_of
+    cpu.forget_choice()
+
+
+def test_the_library_that_serves_is_named(kernels_of):
+    """A user would not learn that a slower path was forced, or which of three libraries the processor runs."""
+    best = cpu.best_isa()
+    if best is None:
+        pytest.skip("no compiled kernels in this installation")
+    compiled = f"compiled for the CPU: {', '.join(isa for isa in cpu.ISAS if cpu.library_path(isa))}"
+    found = kernels_of()
+    assert (found.ok, found.message) == (True, f"{compiled}; {best} serves, the best that this processor runs")
+    found = kernels_of(forced="torch")
+    assert not found.ok
+    assert found.message == f"{compiled}; plain torch serves, since STILLHOUSE_CPU_ISA=torch; {best} would be faster"
+    if best != "generic":
+        assert "; generic serves, since STILLHOUSE_CPU_ISA=generic; " in kernels_of(forced="generic").message
+    found = kernels_of(forced="sse9")
+    assert not found.ok
+    assert "STILLHOUSE_CPU_ISA must be one of" in found.message
+
+
+def test_kernels_that_were_not_compiled_are_said_to_be_slow(kernels_of):
+    """A user whose installation found no compiler would train many times slower and not learn why."""
+    found = kernels_of(built=())
+    assert not found.ok
+    assert found.message.startswith("no compiled 4-bit library; plain torch serves, many times slower.")
+    assert "pip install" in found.message
+
+
+def test_a_missing_compiler_matters_only_where_nothing_is_compiled(kernels_of, monkeypatch, tmp_path):
+    """A user of a complete installation would be sent to install a compiler; one of an incomplete one would not be."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    if cpu.best_isa() is not None:
+        kernels_of()
+        assert "the compiled 4-bit kernels are here already" in doctor._compiler().message
+    kernels_of(built=())
+    found = doctor._compiler()
+    assert not found.ok
+    assert "plain torch serves in their place, many times slower" in found.message
 
 
 def test_versions_other_than_tested_are_named(monkeypatch):

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from stillhouse.pipeline.errors import ExitCode
-from stillhouse.pipeline.gate import accuracy, accuracy_by_family, behaviour, judge
+from stillhouse.pipeline.gate import accuracy, accuracy_by_family, agreement, behaviour, judge
 from stillhouse.pipeline.records import Graded
 
 FLOORS = {
@@ -16,6 +16,8 @@ FLOORS = {
     "min_gain": 0.30,
     "max_drop": 0.03,
     "min_think_closed": 0.90,
+    "max_kernel_difference": 0.05,
+    "min_same_verdict": 0.95,
 }
 FAMILIES = ("sums", "words", "dates")
 
@@ -42,9 +44,10 @@ def graded(num_correct, n=600, model="checkpoint", num_open=0, samples=1):
     ]
 
 
-def decide(base=60, student=480, checkpoint=480, integrity_ok=True, **changes):
-    """Counts of right answers out of 600, or lists of graded completions."""
+def decide(base=60, student=480, checkpoint=480, checkpoint_kernels="same", integrity_ok=True, **changes):
+    """Counts of right answers out of 600, or lists of graded completions; on our kernels as in transformers by default."""
     models = {"base": base, "student": student, "checkpoint": checkpoint}
+    models["checkpoint_kernels"] = checkpoint if checkpoint_kernels == "same" else checkpoint_kernels
     models = {name: graded(rows, model=name) if isinstance(rows, int) else rows for name, rows in models.items()}
     return judge(**models, integrity_ok=integrity_ok, **(FLOORS | changes))
 
@@ -68,6 +71,8 @@ def test_a_good_checkpoint_passes():
         "gain over base",
         "drop from 16-bit student",
         "share of 16-bit student kept",
+        "difference on our kernels",
+        "same verdict on our kernels",
     ]
 
 
@@ -76,9 +81,7 @@ def test_an_unchanged_model_passes_whatever_its_accuracy():
     rng = random.Random(0)
     for _ in range(20):
         rows = [dataclasses.replace(row, correct=rng.random() < 0.7) for row in graded(0, n=500)]
-        result = judge(
-            base=graded(0, n=500), student=rows, checkpoint=rows, integrity_ok=True, **(FLOORS | {"min_accuracy": 0.5})
-        )
+        result = decide(base=graded(0, n=500), student=rows, checkpoint=rows, min_accuracy=0.5)
         assert result.verdict == "PASS"
 
 
@@ -154,7 +157,7 @@ def test_nothing_measured_at_all_fails_every_check_of_quality():
     """An evaluation of zero problems would pass for lack of counter-evidence."""
     result = decide(base=[], student=[], checkpoint=[])
     assert {check.outcome for check in result.checks if check.name != "integrity"} == {"FAIL"}
-    assert len(result.checks) == 8
+    assert len(result.checks) == 10
 
 
 @pytest.mark.parametrize(
@@ -233,6 +236,92 @@ def test_a_threshold_of_none_asks_nothing():
     """A recipe's null must leave its check out, and the others in."""
     result = decide(min_accuracy=None, min_gain=None, max_drop=None, min_student_ratio=None, min_think_closed=None)
     names = {check.name for check in result.checks}
+    assert "difference on our kernels" in names
     assert not names & {"accuracy", "gain over base", "drop from 16-bit student", "think block closed"}
     assert any(name.startswith("accuracy in") for name in names)
     assert decide(min_accuracy=0.99, min_gain=None).verdict == "FAIL"
+
+
+def flipped(rows, right=0, wrong=0):
+    """The first ``wrong`` right answers made wrong, the first ``right`` wrong ones made right."""
+    lost = {row.problem_id for row in [row for row in rows if row.correct][:wrong]}
+    won = {row.problem_id for row in [row for row in rows if not row.correct][:right]}
+    return [
+        dataclasses.replace(row, correct=(row.correct or row.problem_id in won) and row.problem_id not in lost) for row in rows
+    ]
+
+
+def test_a_few_ties_that_fall_otherwise_do_not_refuse_a_checkpoint():
+    """Rounding in the last bit of a few near-ties would stop every release."""
+    result = decide(checkpoint_kernels=flipped(graded(480), right=3, wrong=5))
+    difference = outcome(result, "difference on our kernels")
+    assert (difference.outcome, difference.measured) == ("PASS", pytest.approx(-2 / 600))
+    assert "3 items won, 5 lost, exact McNemar p = 0.73" in difference.explanation
+    assert outcome(result, "same verdict on our kernels").measured == pytest.approx(592 / 600)
+    assert result.verdict == "PASS"
+
+
+@pytest.mark.parametrize("changed", [{"wrong": 12}, {"right": 12}], ids=["worse", "better"])
+def test_kernels_that_answer_otherwise_on_average_fail(changed):
+    """Wrong kernels would go unseen, as long as what they spoil is less than the margin: 12 of 600 are not 5 points."""
+    result = decide(checkpoint_kernels=flipped(graded(480), **changed))
+    check = outcome(result, "difference on our kernels")
+    assert abs(check.measured) < 0.05
+    assert (check.outcome, result.exit_code) == ("FAIL", ExitCode.GATE_FAILED)
+    assert "leaves out 0: the two paths do not compute the same model" in check.explanation
+
+
+def test_answers_that_change_in_both_directions_fail():
+    """Kernels that scramble answers evenly have the same pass@1; only the verdicts themselves show it."""
+    result = decide(checkpoint_kernels=flipped(graded(480), right=40, wrong=40))
+    assert outcome(result, "difference on our kernels").outcome == "PASS"
+    check = outcome(result, "same verdict on our kernels")
+    assert (check.outcome, check.measured) == ("FAIL", pytest.approx(520 / 600))
+    assert (result.verdict, result.exit_code) == ("FAIL", ExitCode.GATE_FAILED)
+
+
+def test_too_few_problems_cannot_show_that_the_paths_agree():
+    """A run on eighteen problems would prove nothing and pass."""
+    few = graded(14, n=18)
+    result = decide(base=graded(1, n=18), student=few, checkpoint=few, min_same_verdict=None, min_accuracy=None)
+    check = outcome(result, "difference on our kernels")
+    assert (check.outcome, check.measured) == ("INCONCLUSIVE", 0)
+    assert "18 items; about 139 items would decide" in check.explanation  # 18 · (1.96 · √2 / 20 / 0.05)²
+    assert (
+        outcome(
+            decide(
+                base=graded(1, n=18),
+                student=few,
+                checkpoint=few,
+                min_same_verdict=None,
+                min_accuracy=None,
+                max_kernel_difference=0.5,
+            ),
+            "difference on our kernels",
+        ).outcome
+        == "PASS"
+    )
+
+
+def test_our_kernels_not_asked_for_are_not_judged_and_not_measured_fail():
+    """A recipe that leaves the second evaluation out would fail, or one whose evaluation crashed would pass."""
+    without = decide(checkpoint_kernels=None)
+    assert without.verdict == "PASS"
+    assert not [check.name for check in without.checks if "kernels" in check.name]
+    crashed = decide(checkpoint_kernels=[])
+    assert (crashed.verdict, crashed.exit_code) == ("FAIL", ExitCode.INFRASTRUCTURE)
+    assert "checkpoint on our kernels has no graded completion" in outcome(crashed, "same problems").explanation
+    assert outcome(crashed, "difference on our kernels").measured is None
+    assert outcome(crashed, "same verdict on our kernels").outcome == "FAIL"
+
+
+def test_agreement_counts_sample_by_sample():
+    """The report would compare one sample of a problem with another, or call different texts the same."""
+    rows = graded(6, n=8, samples=2)
+    other = [dataclasses.replace(row, completion="else") if row.problem_id == "p0001" else row for row in reversed(rows)]
+    other[0] = dataclasses.replace(other[0], correct=True)  # the second sample of the last problem
+    found = agreement(other, rows)
+    assert (found.num_completions, found.num_same_verdict, found.num_same_completion) == (16, 15, 14)
+    assert (found.difference.value, found.difference.n) == (pytest.approx(0.5 / 8), 8)
+    assert agreement(rows, rows[:-1]) is None
+    assert agreement([], []) is None

@@ -4,6 +4,7 @@ import html
 import json
 import re
 from html.parser import HTMLParser
+from unittest.mock import ANY
 
 import pytest
 from pydantic import ValidationError
@@ -44,7 +45,16 @@ def test_report_json_holds_what_programs_look_for(tmp_path):
         "high": pytest.approx(0.8782, abs=1e-4),
         "n": 360,
     }
-    assert set(content["results"]["pass_at_1"]) == {"teacher", "base", "student", "checkpoint"}
+    assert set(content["results"]["pass_at_1"]) == {"teacher", "base", "student", "checkpoint", "checkpoint_kernels"}
+    served = content["results"]["served"]
+    assert served["train"] == served["checkpoint_kernels"] != served["checkpoint"]
+    assert set(served["train"]) == {"path", "device"}
+    assert served["agreement"] == {
+        "num_completions": 360,
+        "num_same_verdict": 359,
+        "num_same_completion": 360,
+        "difference": {"value": pytest.approx(-1 / 360), "low": ANY, "high": ANY, "n": 360},
+    }
     assert set(content["results"]["pass_at_1_by_family"]) == set(FAMILIES)
     assert content["results"]["funnel"][3]["num_dropped"] == 402
     assert content["results"]["seconds"]["train"] == 142.9
@@ -99,21 +109,42 @@ def test_summary_table_is_what_the_terminal_prints():
     assert re.sub(r" +", " ", lines[3]) == "base 3.9 % [2.3, 6.4] 5.8 % 5.8 % 0.0 % 360"
     assert re.sub(r" +", " ", lines[4]) == "16-bit student 85.8 % [81.9, 89.1] 91.7 % 91.7 % 74.2 % 360"
     assert re.sub(r" +", " ", lines[5]) == "4-bit checkpoint 84.4 % [80.3, 87.8] 90.0 % 90.0 % 73.3 % 360"
-    assert len({len(line) for line in lines[1:6]}) == 1  # aligned
-    assert max(map(len, lines[:6])) <= 100
-    assert lines[7].startswith("funnel   3,600 problems → −12 same text in test → 3,588 traces → −61 think block not closed")
-    assert lines[7].endswith("→ 2,965 examples (64 more lost in flight and made again)")
-    assert lines[8].endswith("train 143, quantize 3, validate 61; 295 in all")
-    assert lines[9] == "size     1.32 MB of weights, 2.98× smaller than 16-bit"
-    assert lines[10:] == ["verdict  PASS (10 of 10 checks passed)"]
+    assert re.sub(r" +", " ", lines[6]) == "4-bit checkpoint, our kernels 84.2 % [80.0, 87.6] 90.0 % 90.0 % 72.5 % 360"
+    assert len({len(line) for line in lines[1:7]}) == 1  # aligned
+    assert max(map(len, lines[:7])) <= 104
+    assert lines[8].startswith("funnel   3,600 problems → −12 same text in test → 3,588 traces → −61 think block not closed")
+    assert lines[8].endswith("→ 2,965 examples (64 more lost in flight and made again)")
+    assert lines[9].endswith("train 143, quantize 3, validate 61; 295 in all")
+    assert lines[10] == "size     1.32 MB of weights, 2.98× smaller than 16-bit"
+    ours = "42 × int4 on compiled kernels, AVX-512 VNNI/BF16; 1 × float32 in torch (CPU)"
+    assert lines[11] == f"served   training; 4-bit checkpoint, our kernels: {ours}"
+    assert lines[13] == "         base; 16-bit student: 43 × float32 in torch (CPU)"
+    assert lines[15].startswith(
+        "         our kernels and transformers: 359 of 360 verdicts and 360 whole completions the same,"
+    )
+    assert lines[15].endswith("difference -0.3 points [-1.2, +0.7]")
+    assert lines[16:] == ["verdict  PASS (12 of 12 checks passed)"]
+
+
+def test_a_report_from_before_the_second_path_is_still_read():
+    """``stillhouse report`` would refuse the report of an earlier version, or invent what served it."""
+    old = make_report().model_dump(mode="json")
+    del old["results"]["served"], old["results"]["pass_at_1"]["checkpoint_kernels"]
+    for family in old["results"]["pass_at_1_by_family"].values():
+        del family["checkpoint_kernels"]
+    report = Report.model_validate_json(json.dumps(old))
+    assert "served" not in summary_table(report)
+    assert "4-bit checkpoint, our kernels: not measured" in render_page(report)
+    assert "Not noted." in render_page(report)
+    assert "and once more" not in render_page(report)
 
 
 def test_summary_names_each_check_that_did_not_pass():
     """A user would see INCONCLUSIVE without learning why, nor what would decide."""
     lines = summary_table(make_report(min_accuracy=0.83)).splitlines()
-    assert lines[10] == "verdict  INCONCLUSIVE (9 of 10 checks passed)"
-    assert lines[11].startswith("         INCONCLUSIVE accuracy: the floor is inside the 95 % interval")
-    assert lines[11].endswith("items would decide")
+    assert lines[16] == "verdict  INCONCLUSIVE (11 of 12 checks passed)"
+    assert lines[17].startswith("         INCONCLUSIVE accuracy: the floor is inside the 95 % interval")
+    assert lines[17].endswith("items would decide")
 
 
 def test_a_model_that_was_not_measured_is_said_to_be():
@@ -138,8 +169,8 @@ def test_markdown_table_survives_pipes_and_markup():
     lines = summary_markdown(report).splitlines()
     assert lines[0] == "### Stillhouse: a\\|b&lt;img>: PASS"
     tables = [line for line in lines if line.startswith("|")]
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables[:6]} == {7}
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables[6:]} == {5}
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables[:7]} == {7}
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables[7:]} == {5}
     assert "| 4-bit checkpoint | 84.4 % [80.3, 87.8] | 90.0 % | 90.0 % | 73.3 % | 360 |" in lines
 
 
@@ -228,6 +259,9 @@ def test_the_page_shows_every_number_it_is_there_for():
         assert check.explanation in text
     for name in ("teacher", "base", "16-bit student", "4-bit checkpoint", "chain_sum", "basic_arithmetic", "leg_counting"):
         assert name in text
+    assert "42 × int4 on compiled kernels, AVX-512 VNNI/BF16; 1 × float32 in torch" in text
+    assert "42 × int4 that compressed-tensors decoded to float32, in torch" in text
+    assert "The 4-bit checkpoint on our kernels and transformers: 359 of 360 verdicts" in text
     assert "2 min 23 s" in text
     assert "1,228,800" in text
     assert "3,652 traces were generated in all, of which 64 were lost in flight" in text
