@@ -2,7 +2,7 @@
 //
 // One register tile serves forward and backward: MAX_ROWS rows of activations, broadcast straight from where they lie, times a panel
 // of 64 columns: 24 accumulators, 24 multiply-adds for 10 loads. bf16 takes two of the reduced dimension a step (vdpbf16ps), f32 one.
-// The panel of DEPTH steps is 32 KiB and stays in the L1 cache while every row of activations passes over it; sums across
+// The panel is 32 KiB and stays in the L1 cache while every row of activations passes over it; sums across
 // panels wait in f32. Scratch is the panel and those sums: under 0.5 MiB a thread, whatever the size of the weight.
 #include "avx512.h"
 #include "avx512_panels.h"
@@ -13,8 +13,6 @@ namespace {
 constexpr int64_t SUM_ROWS = 512;  // rows of activations whose sums wait at a time: 128 KiB forward, 256 backward
 
 thread_local Scratch panels, sums, scale_memory;
-
-template <bool BF16> constexpr int64_t DEPTH = BF16 ? 256 : 128;
 
 // c[R][64] (+)= a[R][size] @ panel[size][64]. a: rows of bf16 or f32, `stride` elements apart.
 template <bool BF16, int R>
@@ -97,11 +95,11 @@ struct Product {
 template <bool BF16>
 bool column_tile(const Product &p, int64_t column, int64_t m0, int64_t rows) {
     const int64_t halves = p.backward && column + TILE < p.width ? 2 : 1, element = BF16 ? 2 : 4;
-    const int64_t depth = DEPTH<BF16> / (p.backward ? 2 : 1), half = depth * TILE / (BF16 ? 2 : 1);
-    int32_t *panel = (int32_t *)panels.get((DEPTH<BF16> + 8) * TILE * 4);
+    const int64_t depth = PANEL_DEPTH<BF16> / (p.backward ? 2 : 1), half = depth * TILE / (BF16 ? 2 : 1);
+    int32_t *panel = (int32_t *)panels.get((PANEL_DEPTH<BF16> + 8) * TILE * 4);
     const int64_t c_rows = ceil_div(rows, MAX_ROWS) * MAX_ROWS;
     float *c = (float *)sums.get(halves * c_rows * TILE * 4);
-    const int64_t most = DEPTH<BF16> / std::min<int64_t>(p.w.group, DEPTH<BF16>) + 1;
+    const int64_t most = PANEL_DEPTH<BF16> / std::min<int64_t>(p.w.group, PANEL_DEPTH<BF16>) + 1;
     float *scales = (float *)scale_memory.get(2 * most * TILE * 4);
     if (!panel || !c || !scales) return false;
     const char *a = (const char *)p.a + m0 * p.reduced * element;

@@ -34,6 +34,10 @@ struct LaneScales {
         index = _mm512_load_si512(lanes);
         for (int64_t c = 0; c < chunks; ++c) memory[c] = (int32_t)(c * CHUNK / group);
     }
+    // int4's scales straight from the weight: through memory of our own they would be read twice.
+    __m512 at_f16(const uint16_t *scales, __mmask16 there) const {
+        return _mm512_permutexvar_ps(index, _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(there, scales)));
+    }
     __m512 at(const float *scales) const { return _mm512_permutexvar_ps(index, _mm512_maskz_loadu_ps(mask, scales)); }
 };
 
@@ -115,18 +119,18 @@ void pack_bf16(const uint16_t *x, int64_t columns, int64_t chunks, uint16_t *out
 void open_rows(const Weight &w, const NestedTable &nested, int64_t row, int rows, float *scales, float *zeros, int64_t stride, const uint8_t **codes) {
     const int64_t size = w.format == SH_INT4 ? 2 : w.absmax ? 4 : 1;
     const char *own = w.format == SH_INT4 ? (const char *)w.scales : w.absmax ? (const char *)w.absmax : (const char *)w.nested_codes;
-    for (int64_t at = (row + ROWS) * w.groups * size; at < (row + 2 * ROWS) * w.groups * size; at += 64) _mm_prefetch(own + at, _MM_HINT_T0);
+    for (int64_t at = (row + 2 * ROWS) * w.groups * size; at < (row + 3 * ROWS) * w.groups * size; at += 64) _mm_prefetch(own + at, _MM_HINT_T0);
     for (int r = 0; r < ROWS; ++r) {
         const int64_t n = row + std::min(r, rows - 1);
         codes[r] = w.row_codes(n);
-        nested.row_scales(w, n, scales + r * stride);
+        if (w.format != SH_INT4) nested.row_scales(w, n, scales + r * stride);
         if (w.zero_points) row_zeros(w, n, 0, w.groups, zeros + r * stride);
     }
 }
 
 template <int M, Kind K>
 void rows_f32(const Weight &w, const uint8_t *const *codes, const float *const *x, const float *const *sums, int64_t chunks,
-              const LaneScales &lanes_at, const float *scales, const float *zeros, int64_t stride, float (*out)[M]) {
+              const LaneScales &lanes_at, const uint16_t *const *half, const float *scales, const float *zeros, int64_t stride, float (*out)[M]) {
     const int64_t ahead = std::max<int64_t>(ROWS * w.row_bytes, 2048);
     const LaneScales lanes = lanes_at;
     const Levels<K> levels(w);
@@ -135,14 +139,14 @@ void rows_f32(const Weight &w, const uint8_t *const *codes, const float *const *
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
         for (int m = 0; m < M; ++m) acc[r][m] = _mm512_setzero_ps();
-    const auto chunk = [&](int64_t c, auto load) __attribute__((always_inline)) {
+    const auto chunk = [&](int64_t c, __mmask16 there, auto load) __attribute__((always_inline)) {
         const int32_t group = lanes.offset[c];
         __m512i v[ROWS], shifted[ROWS];
         __m512 sum[ROWS][M];
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; ++r) {
             v[r] = load(codes[r] + c * 64);
-            _mm_prefetch((const char *)codes[r] + c * 64 + ahead, _MM_HINT_T0);
+            _mm_prefetch((const char *)codes[r] + c * 64 + ahead, _MM_HINT_NTA);
             shifted[r] = _mm512_srli_epi32(v[r], 16);
         }
         const auto nibble = [&](auto index) __attribute__((always_inline)) {
@@ -163,7 +167,7 @@ void rows_f32(const Weight &w, const uint8_t *const *codes, const float *const *
         nibble(std::integral_constant<int, 6>{}), nibble(std::integral_constant<int, 7>{});
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; ++r) {
-            const __m512 scale = lanes.at(scales + r * stride + group);
+            const __m512 scale = (K == TABLE ? lanes.at(scales + r * stride + group) : lanes.at_f16(half[r] + group, there));
 #pragma GCC unroll 4
             for (int m = 0; m < M; ++m) {
                 if (K == ZERO_POINTS) sum[r][m] = _mm512_fnmadd_ps(lanes.at(zeros + r * stride + group), _mm512_load_ps(sums[m] + c * 16), sum[r][m]);
@@ -172,8 +176,8 @@ void rows_f32(const Weight &w, const uint8_t *const *codes, const float *const *
         }
     };
     const int64_t whole = w.row_bytes / 64;
-    for (int64_t c = 0; c < whole; ++c) chunk(c, [](const uint8_t *p) { return _mm512_loadu_si512(p); });
-    if (whole < chunks) chunk(whole, [&](const uint8_t *p) { return tail_codes(p, w.row_bytes - whole * 64); });
+    for (int64_t c = 0; c < whole; ++c) chunk(c, lanes.mask, [](const uint8_t *p) { return _mm512_loadu_si512(p); });
+    if (whole < chunks) chunk(whole, lanes.mask & first_lanes(w.groups - lanes.offset[whole]), [&](const uint8_t *p) { return tail_codes(p, w.row_bytes - whole * 64); });
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
@@ -184,7 +188,7 @@ void rows_f32(const Weight &w, const uint8_t *const *codes, const float *const *
 // bit meets a table that holds the 16 twice), vdpbf16ps multiplies two by two. Products are exact, sums are f32.
 template <int M, Kind K>
 void rows_bf16(const Weight &w, const uint8_t *const *codes, const uint16_t *const *x, const float *const *sums, int64_t chunks,
-               const LaneScales &lanes_at, const float *scales, const float *zeros, int64_t stride, float (*out)[M]) {
+               const LaneScales &lanes_at, const uint16_t *const *half, const float *scales, const float *zeros, int64_t stride, float (*out)[M]) {
     const int64_t ahead = std::max<int64_t>(ROWS * w.row_bytes, 2048);
     const LaneScales lanes = lanes_at;
     const __m256i once = (__m256i)_mm512_cvtneps_pbh(levels(w));
@@ -194,12 +198,12 @@ void rows_bf16(const Weight &w, const uint8_t *const *codes, const uint16_t *con
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
         for (int m = 0; m < M; ++m) acc[r][m] = _mm512_setzero_ps();
-    const auto chunk = [&](int64_t c, auto load) __attribute__((always_inline)) {
+    const auto chunk = [&](int64_t c, __mmask16 there, auto load) __attribute__((always_inline)) {
         const int32_t group = lanes.offset[c];
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; ++r) {
             const __m512i v = load(codes[r] + c * 64);
-            _mm_prefetch((const char *)codes[r] + c * 64 + ahead, _MM_HINT_T0);
+            _mm_prefetch((const char *)codes[r] + c * 64 + ahead, _MM_HINT_NTA);
             __m512 sum[M];
 #pragma GCC unroll 4
             for (int i = 0; i < 4; ++i) {
@@ -208,7 +212,7 @@ void rows_bf16(const Weight &w, const uint8_t *const *codes, const uint16_t *con
                 for (int m = 0; m < M; ++m)
                     sum[m] = _mm512_dpbf16_ps(i ? sum[m] : _mm512_setzero_ps(), (__m512bh)level, (__m512bh)_mm512_load_si512(x[m] + c * CHUNK + 32 * i));
             }
-            const __m512 scale = lanes.at(scales + r * stride + group);
+            const __m512 scale = (K == TABLE ? lanes.at(scales + r * stride + group) : lanes.at_f16(half[r] + group, there));
 #pragma GCC unroll 4
             for (int m = 0; m < M; ++m) {
                 if (K == ZERO_POINTS) sum[m] = _mm512_fnmadd_ps(lanes.at(zeros + r * stride + group), _mm512_load_ps(sums[m] + c * 16), sum[m]);
@@ -217,8 +221,8 @@ void rows_bf16(const Weight &w, const uint8_t *const *codes, const uint16_t *con
         }
     };
     const int64_t whole = w.row_bytes / 64;
-    for (int64_t c = 0; c < whole; ++c) chunk(c, [](const uint8_t *p) { return _mm512_loadu_si512(p); });
-    if (whole < chunks) chunk(whole, [&](const uint8_t *p) { return tail_codes(p, w.row_bytes - whole * 64); });
+    for (int64_t c = 0; c < whole; ++c) chunk(c, lanes.mask, [](const uint8_t *p) { return _mm512_loadu_si512(p); });
+    if (whole < chunks) chunk(whole, lanes.mask & first_lanes(w.groups - lanes.offset[whole]), [&](const uint8_t *p) { return tail_codes(p, w.row_bytes - whole * 64); });
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
@@ -227,7 +231,7 @@ void rows_bf16(const Weight &w, const uint8_t *const *codes, const uint16_t *con
 
 template <int M, Kind K>
 void rows_int8(const Weight &w, const uint8_t *const *codes, const int8_t *const *a, const int32_t *const *start, const float *const *scale_a,
-               int64_t chunks, const LaneScales &lanes_at, const float *scales, const float *zeros, int64_t stride, float (*out)[M]) {
+               int64_t chunks, const LaneScales &lanes_at, const uint16_t *const *half, const float *scales, const float *zeros, int64_t stride, float (*out)[M]) {
     const int64_t ahead = std::max<int64_t>(ROWS * w.row_bytes, 2048);
     const LaneScales lanes = lanes_at;
     const __m512i low = _mm512_set1_epi8(15);
@@ -238,19 +242,19 @@ void rows_int8(const Weight &w, const uint8_t *const *codes, const int8_t *const
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
         for (int m = 0; m < M; ++m) acc[r][m] = _mm512_setzero_ps();
-    const auto chunk = [&](int64_t c, auto load) __attribute__((always_inline)) {
+    const auto chunk = [&](int64_t c, __mmask16 there, auto load) __attribute__((always_inline)) {
         const int32_t group = lanes.offset[c];
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; ++r) {
             const __m512i v = load(codes[r] + c * 64);
-            _mm_prefetch((const char *)codes[r] + c * 64 + ahead, _MM_HINT_T0);
+            _mm_prefetch((const char *)codes[r] + c * 64 + ahead, _MM_HINT_NTA);
             __m512i first = _mm512_and_si512(v, low), second = _mm512_and_si512(_mm512_srli_epi16(v, 4), low);
             if (K == TABLE) {  // there the high nibble is the even element
                 const __m512i odd = _mm512_shuffle_epi8(table, first);
                 first = _mm512_shuffle_epi8(table, second);
                 second = odd;
             }
-            __m512 scale = lanes.at(scales + r * stride + group);
+            __m512 scale = (K == TABLE ? lanes.at(scales + r * stride + group) : lanes.at_f16(half[r] + group, there));
             if (K == TABLE) scale = _mm512_mul_ps(scale, unit);
 #pragma GCC unroll 4
             for (int m = 0; m < M; ++m) {
@@ -268,8 +272,8 @@ void rows_int8(const Weight &w, const uint8_t *const *codes, const int8_t *const
         }
     };
     const int64_t whole = w.row_bytes / 64;
-    for (int64_t c = 0; c < whole; ++c) chunk(c, [](const uint8_t *p) { return _mm512_loadu_si512(p); });
-    if (whole < chunks) chunk(whole, [&](const uint8_t *p) { return tail_codes(p, w.row_bytes - whole * 64); });
+    for (int64_t c = 0; c < whole; ++c) chunk(c, lanes.mask, [](const uint8_t *p) { return _mm512_loadu_si512(p); });
+    if (whole < chunks) chunk(whole, lanes.mask & first_lanes(w.groups - lanes.offset[whole]), [&](const uint8_t *p) { return tail_codes(p, w.row_bytes - whole * 64); });
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
@@ -301,7 +305,7 @@ struct Call {
 
 // 4 rows of the weight times M rows of activations, written out.
 template <int M, Kind K>
-void block(const Call &call, const Packed &packed, const LaneScales &lanes, const uint8_t *const *codes, const float *scales, int64_t stride, int64_t n, int64_t m0) {
+void block(const Call &call, const Packed &packed, const LaneScales &lanes, const uint8_t *const *codes, const uint16_t *const *half, const float *scales, int64_t stride, int64_t n, int64_t m0) {
     const Weight &w = call.w;
     const float *zeros = scales + ROWS * stride, *sums[M];
     float out[ROWS][M];
@@ -311,15 +315,15 @@ void block(const Call &call, const Packed &packed, const LaneScales &lanes, cons
         const int32_t *start[M];
         const float *scales_a[M];
         for (int m = 0; m < M; ++m) a[m] = packed.int8(m0 + m), start[m] = packed.start(m0 + m), scales_a[m] = packed.scales(m0 + m);
-        rows_int8<M, K>(w, codes, a, start, scales_a, packed.chunks, lanes, scales, zeros, stride, out);
+        rows_int8<M, K>(w, codes, a, start, scales_a, packed.chunks, lanes, half, scales, zeros, stride, out);
     } else if (K != TABLE && call.bf16()) {
         const uint16_t *x[M];
         for (int m = 0; m < M; ++m) x[m] = (const uint16_t *)packed.own(m0 + m);
-        rows_bf16<M, K>(w, codes, x, sums, packed.chunks, lanes, scales, zeros, stride, out);
+        rows_bf16<M, K>(w, codes, x, sums, packed.chunks, lanes, half, scales, zeros, stride, out);
     } else {
         const float *x[M];
         for (int m = 0; m < M; ++m) x[m] = packed.f32(m0 + m);
-        rows_f32<M, K>(w, codes, x, sums, packed.chunks, lanes, scales, zeros, stride, out);
+        rows_f32<M, K>(w, codes, x, sums, packed.chunks, lanes, half, scales, zeros, stride, out);
     }
     const int rows = (int)std::min<int64_t>(ROWS, w.rows - n);
     for (int r = 0; r < rows; ++r)
@@ -332,12 +336,14 @@ void block(const Call &call, const Packed &packed, const LaneScales &lanes, cons
 template <Kind K>
 void four_rows(const Call &call, const Packed &packed, const LaneScales &lanes, const NestedTable &nested, float *scales, int64_t stride, int64_t n, int64_t m) {
     const uint8_t *codes[ROWS];
+    const uint16_t *half[ROWS];
+    for (int r = 0; r < ROWS; ++r) half[r] = call.w.scales ? call.w.scales + std::min(n + r, call.w.rows - 1) * call.w.groups : nullptr;
     open_rows(call.w, nested, n, (int)std::min<int64_t>(ROWS, call.w.rows - n), scales, scales + ROWS * stride, stride, codes);
     int64_t i = 0;
-    for (; m - i >= 4; i += 4) block<4, K>(call, packed, lanes, codes, scales, stride, n, i);  // the rows stay in the L1 cache
-    if (m - i == 3) block<3, K>(call, packed, lanes, codes, scales, stride, n, i);
-    if (m - i == 2) block<2, K>(call, packed, lanes, codes, scales, stride, n, i);
-    if (m - i == 1) block<1, K>(call, packed, lanes, codes, scales, stride, n, i);
+    for (; m - i >= 4; i += 4) block<4, K>(call, packed, lanes, codes, half, scales, stride, n, i);  // the rows stay in the L1 cache
+    if (m - i == 3) block<3, K>(call, packed, lanes, codes, half, scales, stride, n, i);
+    if (m - i == 2) block<2, K>(call, packed, lanes, codes, half, scales, stride, n, i);
+    if (m - i == 1) block<1, K>(call, packed, lanes, codes, half, scales, stride, n, i);
 }
 
 int32_t run(const Call &call, int64_t m, int threads) {

@@ -10,7 +10,6 @@ namespace {
 
 constexpr int64_t BLOCK = 32;
 constexpr int64_t INT8_ROWS = 3;   // 12 integer and 12 f32 accumulators
-constexpr int64_t DEPTH = 512;      // k's of a panel: 32 KiB
 constexpr int64_t SUM_ROWS = 512;   // rows of activations at a time
 
 thread_local Scratch panels, sums, scale_memory;
@@ -87,7 +86,7 @@ void any_tile(int64_t rows, const Activations &x, int64_t row, int64_t b0, int64
 void block_scales(const Weight &w, int64_t n, int64_t b0, int64_t count, float *scales, float *zeros, float *groups) {
     const int64_t first = b0 * BLOCK / w.group, last = ((b0 + count) * BLOCK - 1) / w.group;
     const int64_t all = w.groups, number = std::min(last, all - 1) - first + 1;
-    float *group_zeros = groups + (DEPTH / BLOCK + 1) * TILE;
+    float *group_zeros = groups + (INT8_PANEL_DEPTH / BLOCK + 1) * TILE;
     scale_panel(w, n, first, number, groups, group_zeros);
     const __m512 unit = _mm512_set1_ps(w.format == SH_INT4 ? 1.0f : 1.0f / 127.0f);
     for (int64_t b = 0; b < count; ++b) {
@@ -100,8 +99,8 @@ void block_scales(const Weight &w, int64_t n, int64_t b0, int64_t count, float *
 }
 
 bool column_tile(const Weight &w, const Activations &x, const void *bias, int32_t bias_dtype, void *y, int32_t dtype, int64_t column, int64_t m0, int64_t rows) {
-    const int64_t most = DEPTH / BLOCK;
-    uint8_t *panel = (uint8_t *)panels.get(DEPTH * TILE + 64 * 64);
+    const int64_t most = INT8_PANEL_DEPTH / BLOCK;
+    uint8_t *panel = (uint8_t *)panels.get(INT8_PANEL_DEPTH * TILE + 64 * 64);
     float *c = (float *)sums.get(ceil_div(rows, INT8_ROWS) * INT8_ROWS * TILE * 4);
     float *scales = (float *)scale_memory.get((2 * most + 2 * (most + 1)) * TILE * 4);
     if (!panel || !c || !scales) return false;

@@ -9,7 +9,9 @@
 
 namespace stillhouse::avx512 {
 
-constexpr int64_t AHEAD = 128;  // bytes of a row to the next panel
+// k's (forward) or rows (backward: half of it) of a panel of 64 columns: 32 KiB, which stay in the L1 cache.
+template <bool BF16> constexpr int64_t PANEL_DEPTH = BF16 ? 256 : 128;
+constexpr int64_t INT8_PANEL_DEPTH = 512;
 
 inline void transpose16(__m512i *v) {
     __m512i t[16];
@@ -42,14 +44,15 @@ inline void transpose16(__m512i *v) {
 }
 
 // Dwords of 16 rows from row n and column k on: v[j] lane r = columns k + 8j ... of row n + r. Nothing outside the weight is read.
-inline void load_transposed(const Weight &w, int64_t n, int64_t k, __m512i *v) {
+// `depth` is the k's of a panel: where in its row the next one starts.
+inline void load_transposed(const Weight &w, int64_t n, int64_t k, int64_t depth, __m512i *v) {
     const int64_t bytes = w.row_bytes - k / 2, rows = std::min<int64_t>(16, w.rows - n);
     const __mmask64 mask = bytes >= 64 ? ~0ull : ~0ull >> (64 - bytes);
     const uint8_t *p = w.row_codes(n) + k / 2;
     for (int r = 0; r < 16; ++r) {
         v[r] = r < rows ? _mm512_maskz_loadu_epi8(mask, p + r * w.row_bytes) : _mm512_setzero_si512();
         // 16 streams of two lines each are more than the hardware foresees: ask for the next panel's.
-        _mm_prefetch((const char *)p + r * w.row_bytes + AHEAD, _MM_HINT_T0);
+        _mm_prefetch((const char *)p + r * w.row_bytes + depth / 2, _MM_HINT_T0);
     }
     transpose16(v);
 }
@@ -94,7 +97,7 @@ void forward_panel(const Weight &w, int64_t n, int64_t k0, int64_t size, const f
         }
         for (int64_t k = 0; k < size; k += CHUNK) {
             __m512i v[16];
-            load_transposed(w, n + c, k0 + k, v);
+            load_transposed(w, n + c, k0 + k, PANEL_DEPTH<BF16>, v);
             const int octets = (int)std::min<int64_t>(16, ceil_div(size - k, 8));
             for (int j = 0; j < octets; ++j) {
                 const int64_t g = (k0 + k + 8 * j) / w.group - k0 / w.group;
@@ -136,7 +139,7 @@ inline void forward_panel_u8(const Weight &w, int64_t n, int64_t k0, int64_t siz
     for (int64_t c = 0; c < TILE; c += 16) {
         for (int64_t k = 0; k < size; k += CHUNK) {
             __m512i v[16];
-            if (n + c < w.rows) load_transposed(w, n + c, k0 + k, v);
+            if (n + c < w.rows) load_transposed(w, n + c, k0 + k, INT8_PANEL_DEPTH, v);
             const int octets = (int)std::min<int64_t>(16, ceil_div(size - k, 8));
             for (int j = 0; j < octets; ++j) {
                 __m512i first = _mm512_setzero_si512(), second = first;
