@@ -12,7 +12,7 @@ namespace {
 // Rows of activations up to which the streaming loops beat making panels: measured on Zen 5 over 4096 x 4096, weights from memory.
 int64_t gemv_rows(const sh_weight &w, int32_t dtype, int32_t mode) {
     if (mode == SH_INT8) return 8;
-    return dtype == SH_BF16 && w.format == SH_INT4 ? 16 : 12;
+    return dtype == SH_BF16 && w.format == SH_INT4 && !w.zero_points ? 16 : 12;
 }
 
 // What only the portable sources take, or refuse.

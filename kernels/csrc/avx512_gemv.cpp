@@ -56,11 +56,13 @@ struct Levels {
             minus[i] = _mm512_set1_ps(base + (K == SYMMETRIC ? 8.0f : 0.0f));
         }
     }
+    // `zero` is each lane's zero point: 2^(23-4i) + z has a place in f32, so that q - z comes out exact in one subtraction.
     template <int I>
-    __m512 at(__m512i v, __m512i shifted16) const {
+    __m512 at(__m512i v, __m512i shifted16, __m512 zero) const {
         if (K == TABLE) return _mm512_permutexvar_ps(_mm512_srli_epi32(v, 4 * I), table);
         const __m512i bits = _mm512_ternarylogic_epi32(I < 4 ? v : shifted16, mask[I % 4], power[I % 4], 0xea);  // (v & mask) | power
-        return _mm512_sub_ps(_mm512_castsi512_ps(bits), minus[I % 4]);
+        const __m512 base = K == ZERO_POINTS ? _mm512_add_ps(minus[I % 4], zero) : minus[I % 4];
+        return _mm512_sub_ps(_mm512_castsi512_ps(bits), base);
     }
 };
 
@@ -68,8 +70,8 @@ inline __m512i tail_codes(const uint8_t *p, int64_t bytes) {
     return _mm512_maskz_loadu_epi8(bytes >= 64 ? ~0ull : ~0ull >> (64 - bytes), p);
 }
 
-// Activations on the lanes of their weights: [chunk][nibble][16], then the sum of each lane's 8 for zero points.
-void pack_x(const Weight &w, const void *x, int32_t dtype, int64_t chunks, float *out, float *sums) {
+// Activations on the lanes of their weights: [chunk][nibble][16].
+void pack_x(const Weight &w, const void *x, int32_t dtype, int64_t chunks, float *out) {
     const int64_t k_size = w.columns;
     const int flip = w.format == SH_INT4 ? 0 : 1;  // there the high nibble is the even element
     for (int64_t c = 0; c < chunks; ++c) {
@@ -78,38 +80,31 @@ void pack_x(const Weight &w, const void *x, int32_t dtype, int64_t chunks, float
             const int64_t k = c * CHUNK + 16 * i;
             _mm512_store_ps(part + 16 * i, load_f32(x, dtype, k, first_lanes(k_size - k)));
         }
-        __m512 sum = _mm512_setzero_ps();
         const __m512i lane = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32(8));
         for (int i = 0; i < 8; ++i) {
             const __m512 v = _mm512_i32gather_ps(_mm512_add_epi32(lane, _mm512_set1_epi32(i ^ flip)), part, 4);
             _mm512_store_ps(out + (c * 8 + i) * 16, v);
-            sum = _mm512_add_ps(sum, v);
         }
-        _mm512_store_ps(sums + c * 16, sum);
     }
 }
 
-// bf16 activations for rows_bf16: [chunk][nibble][32], word j of nibble i being x[4j + i]; and the sums of each lane's 8.
-void pack_bf16(const uint16_t *x, int64_t columns, int64_t chunks, uint16_t *out, float *sums) {
+// bf16 activations for rows_bf16: [chunk][nibble][32], word j of nibble i being x[4j + i].
+void pack_bf16(const uint16_t *x, int64_t columns, int64_t chunks, uint16_t *out) {
     alignas(64) uint16_t index[64];
     for (int j = 0; j < 32; ++j) index[j] = (uint16_t)(4 * (j % 16));
     const __m512i base = _mm512_load_si512(index);
-    const __m512 ones = _mm512_castsi512_ps(_mm512_set1_epi32(0x3f803f80));
     for (int64_t c = 0; c < chunks; ++c) {
         __m512i v[4];
         for (int i = 0; i < 4; ++i) {
             const int64_t left = columns - c * CHUNK - 32 * i;
             v[i] = _mm512_maskz_loadu_epi16(left >= 32 ? ~0u : left <= 0 ? 0 : (1u << left) - 1, x + c * CHUNK + 32 * i);
         }
-        __m512 sum = _mm512_setzero_ps();
         for (int i = 0; i < 4; ++i) {
             const __m512i at = _mm512_add_epi16(base, _mm512_set1_epi16((short)i));
             const __m512i low = _mm512_permutex2var_epi16(v[0], at, v[1]), high = _mm512_permutex2var_epi16(v[2], at, v[3]);
             const __m512i word = _mm512_mask_blend_epi32(0xff00, low, high);
             _mm512_store_si512(out + c * CHUNK + 32 * i, word);
-            sum = _mm512_dpbf16_ps(sum, (__m512bh)word, (__m512bh)_mm512_castps_si512(ones));
         }
-        _mm512_store_ps(sums + c * 16, sum);
     }
 }
 
@@ -129,7 +124,7 @@ void open_rows(const Weight &w, const NestedTable &nested, int64_t row, int rows
 }
 
 template <int M, Kind K>
-void rows_f32(const Weight &w, const uint8_t *const *codes, const float *const *x, const float *const *sums, int64_t chunks,
+void rows_f32(const Weight &w, const uint8_t *const *codes, const float *const *x, int64_t chunks,
               const LaneScales &lanes_at, const uint16_t *const *half, const float *scales, const float *zeros, int64_t stride, float (*out)[M]) {
     const int64_t ahead = std::max<int64_t>(ROWS * w.row_bytes, 2048);
     const LaneScales lanes = lanes_at;
@@ -142,18 +137,19 @@ void rows_f32(const Weight &w, const uint8_t *const *codes, const float *const *
     const auto chunk = [&](int64_t c, __mmask16 there, auto load) __attribute__((always_inline)) {
         const int32_t group = lanes.offset[c];
         __m512i v[ROWS], shifted[ROWS];
-        __m512 sum[ROWS][M];
+        __m512 sum[ROWS][M], zero[ROWS];
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; ++r) {
             v[r] = load(codes[r] + c * 64);
             _mm_prefetch((const char *)codes[r] + c * 64 + ahead, _MM_HINT_NTA);
             shifted[r] = _mm512_srli_epi32(v[r], 16);
+            zero[r] = K == ZERO_POINTS ? lanes.at(zeros + r * stride + group) : _mm512_setzero_ps();
         }
         const auto nibble = [&](auto index) __attribute__((always_inline)) {
             constexpr int I = decltype(index)::value;
 #pragma GCC unroll 4
             for (int r = 0; r < ROWS; ++r) {
-                const __m512 level = levels.template at<I>(v[r], shifted[r]);
+                const __m512 level = levels.template at<I>(v[r], shifted[r], zero[r]);
 #pragma GCC unroll 4
                 for (int m = 0; m < M; ++m) {
                     const __m512 xv = _mm512_load_ps(x[m] + (c * 8 + I) * 16);
@@ -169,10 +165,7 @@ void rows_f32(const Weight &w, const uint8_t *const *codes, const float *const *
         for (int r = 0; r < ROWS; ++r) {
             const __m512 scale = (K == TABLE ? lanes.at(scales + r * stride + group) : lanes.at_f16(half[r] + group, there));
 #pragma GCC unroll 4
-            for (int m = 0; m < M; ++m) {
-                if (K == ZERO_POINTS) sum[r][m] = _mm512_fnmadd_ps(lanes.at(zeros + r * stride + group), _mm512_load_ps(sums[m] + c * 16), sum[r][m]);
-                acc[r][m] = _mm512_fmadd_ps(sum[r][m], scale, acc[r][m]);
-            }
+            for (int m = 0; m < M; ++m) acc[r][m] = _mm512_fmadd_ps(sum[r][m], scale, acc[r][m]);
         }
     };
     const int64_t whole = w.row_bytes / 64;
@@ -184,11 +177,11 @@ void rows_f32(const Weight &w, const uint8_t *const *codes, const float *const *
         for (int m = 0; m < M; ++m) out[r][m] = _mm512_reduce_add_ps(acc[r][m]);
 }
 
-// int4 levels are exact in bf16, so bf16 activations take half the instructions: vpermw looks up 32 levels (an index's fifth
+// Symmetric int4 levels are exact in bf16, so bf16 activations take half the instructions: vpermw looks up 32 levels (an index's fifth
 // bit meets a table that holds the 16 twice), vdpbf16ps multiplies two by two. Products are exact, sums are f32.
-template <int M, Kind K>
-void rows_bf16(const Weight &w, const uint8_t *const *codes, const uint16_t *const *x, const float *const *sums, int64_t chunks,
-               const LaneScales &lanes_at, const uint16_t *const *half, const float *scales, const float *zeros, int64_t stride, float (*out)[M]) {
+template <int M>
+void rows_bf16(const Weight &w, const uint8_t *const *codes, const uint16_t *const *x, int64_t chunks,
+               const LaneScales &lanes_at, const uint16_t *const *half, float (*out)[M]) {
     const int64_t ahead = std::max<int64_t>(ROWS * w.row_bytes, 2048);
     const LaneScales lanes = lanes_at;
     const __m256i once = (__m256i)_mm512_cvtneps_pbh(levels(w));
@@ -212,12 +205,9 @@ void rows_bf16(const Weight &w, const uint8_t *const *codes, const uint16_t *con
                 for (int m = 0; m < M; ++m)
                     sum[m] = _mm512_dpbf16_ps(i ? sum[m] : _mm512_setzero_ps(), (__m512bh)level, (__m512bh)_mm512_load_si512(x[m] + c * CHUNK + 32 * i));
             }
-            const __m512 scale = (K == TABLE ? lanes.at(scales + r * stride + group) : lanes.at_f16(half[r] + group, there));
+            const __m512 scale = lanes.at_f16(half[r] + group, there);
 #pragma GCC unroll 4
-            for (int m = 0; m < M; ++m) {
-                if (K == ZERO_POINTS) sum[m] = _mm512_fnmadd_ps(lanes.at(zeros + r * stride + group), _mm512_load_ps(sums[m] + c * 16), sum[m]);
-                acc[r][m] = _mm512_fmadd_ps(sum[m], scale, acc[r][m]);
-            }
+            for (int m = 0; m < M; ++m) acc[r][m] = _mm512_fmadd_ps(sum[m], scale, acc[r][m]);
         }
     };
     const int64_t whole = w.row_bytes / 64;
@@ -285,13 +275,12 @@ struct Packed {
     int64_t chunks, bytes_per_row;
     char *memory;
     Packed(int64_t k, char *at) : chunks(ceil_div(k, CHUNK)), bytes_per_row(size(k)), memory(at) {}
-    static int64_t size(int64_t k) { return ceil_div(k, CHUNK) * (CHUNK * 4 + 16 * 4 * 2); }
+    static int64_t size(int64_t k) { return ceil_div(k, CHUNK) * CHUNK * 4; }
     char *own(int64_t m) const { return memory + m * bytes_per_row; }
     float *f32(int64_t m) const { return (float *)own(m); }
     int8_t *int8(int64_t m) const { return (int8_t *)own(m); }
     int32_t *start(int64_t m) const { return (int32_t *)(own(m) + chunks * CHUNK); }
-    float *sums(int64_t m) const { return (float *)own(m) + chunks * CHUNK; }
-    float *scales(int64_t m) const { return sums(m) + chunks * 16; }
+    float *scales(int64_t m) const { return (float *)start(m) + chunks * 16; }
 };
 
 struct Call {
@@ -300,30 +289,29 @@ struct Call {
     void *y;
     int32_t dtype, bias_dtype;
     bool int8;
-    bool bf16() const { return !int8 && dtype == SH_BF16 && w.format == SH_INT4; }
+    bool bf16() const { return !int8 && dtype == SH_BF16 && w.format == SH_INT4 && !w.zero_points; }
 };
 
 // 4 rows of the weight times M rows of activations, written out.
 template <int M, Kind K>
 void block(const Call &call, const Packed &packed, const LaneScales &lanes, const uint8_t *const *codes, const uint16_t *const *half, const float *scales, int64_t stride, int64_t n, int64_t m0) {
     const Weight &w = call.w;
-    const float *zeros = scales + ROWS * stride, *sums[M];
+    const float *zeros = scales + ROWS * stride;
     float out[ROWS][M];
-    for (int m = 0; m < M; ++m) sums[m] = packed.sums(m0 + m);
     if (call.int8) {
         const int8_t *a[M];
         const int32_t *start[M];
         const float *scales_a[M];
         for (int m = 0; m < M; ++m) a[m] = packed.int8(m0 + m), start[m] = packed.start(m0 + m), scales_a[m] = packed.scales(m0 + m);
         rows_int8<M, K>(w, codes, a, start, scales_a, packed.chunks, lanes, half, scales, zeros, stride, out);
-    } else if (K != TABLE && call.bf16()) {
+    } else if (K == SYMMETRIC && call.bf16()) {
         const uint16_t *x[M];
         for (int m = 0; m < M; ++m) x[m] = (const uint16_t *)packed.own(m0 + m);
-        rows_bf16<M, K>(w, codes, x, sums, packed.chunks, lanes, half, scales, zeros, stride, out);
+        rows_bf16<M>(w, codes, x, packed.chunks, lanes, half, out);
     } else {
         const float *x[M];
         for (int m = 0; m < M; ++m) x[m] = packed.f32(m0 + m);
-        rows_f32<M, K>(w, codes, x, sums, packed.chunks, lanes, half, scales, zeros, stride, out);
+        rows_f32<M, K>(w, codes, x, packed.chunks, lanes, half, scales, zeros, stride, out);
     }
     const int rows = (int)std::min<int64_t>(ROWS, w.rows - n);
     for (int r = 0; r < rows; ++r)
@@ -368,9 +356,9 @@ int32_t run(const Call &call, int64_t m, int threads) {
                 if (call.int8) {
                     quantize_row_lanes(row, call.dtype, w.columns, chunks, w.format == SH_INT4 ? 8 : 127, packed.int8(i), packed.start(i), packed.scales(i));
                 } else if (call.bf16()) {
-                    pack_bf16((const uint16_t *)row, w.columns, chunks, (uint16_t *)packed.own(i), packed.sums(i));
+                    pack_bf16((const uint16_t *)row, w.columns, chunks, (uint16_t *)packed.own(i));
                 } else {
-                    pack_x(w, row, call.dtype, chunks, packed.f32(i), packed.sums(i));
+                    pack_x(w, row, call.dtype, chunks, packed.f32(i));
                 }
             }
             const auto rows = w.format != SH_INT4 ? four_rows<TABLE> : w.zero_points ? four_rows<ZERO_POINTS> : four_rows<SYMMETRIC>;
