@@ -91,10 +91,10 @@ struct Product {
     bool backward;
 };
 
-// One tile of columns (64 forward, 128 backward) for `rows` rows of activations from row m0 on.
+// One tile of columns (64, or 128 as two halves) for `rows` rows of activations from row m0 on.
 template <bool BF16>
-bool column_tile(const Product &p, int64_t column, int64_t m0, int64_t rows) {
-    const int64_t halves = p.backward && column + TILE < p.width ? 2 : 1, element = BF16 ? 2 : 4;
+bool column_tile(const Product &p, int64_t column, int64_t wide, int64_t m0, int64_t rows) {
+    const int64_t halves = wide > TILE && column + TILE < p.width ? 2 : 1, element = BF16 ? 2 : 4;
     const int64_t depth = PANEL_DEPTH<BF16> / (p.backward ? 2 : 1), half = depth * TILE / (BF16 ? 2 : 1);
     int32_t *panel = (int32_t *)panels.get((PANEL_DEPTH<BF16> + 8) * TILE * 4);
     const int64_t c_rows = ceil_div(rows, MAX_ROWS) * MAX_ROWS;
@@ -106,7 +106,7 @@ bool column_tile(const Product &p, int64_t column, int64_t m0, int64_t rows) {
     for (int64_t k0 = 0; k0 < p.reduced; k0 += depth) {
         const int64_t size = std::min(depth, p.reduced - k0);
         if (p.backward) {
-            backward_panel<BF16>(p.w, column, k0, size, panel, half);
+            (halves == 2 ? backward_panel<BF16, 2> : backward_panel<BF16, 1>)(p.w, column, k0, size, panel, half);
         } else {
             const int64_t first = k0 / p.w.group, last = (k0 + size - 1) / p.w.group;
             scale_panel(p.w, column, first, last - first + 1, scales, scales + most * TILE);
@@ -132,7 +132,10 @@ bool column_tile(const Product &p, int64_t column, int64_t m0, int64_t rows) {
 
 template <bool BF16>
 int32_t run(const Product &p, int threads) {
-    const int64_t wide = p.backward ? 2 * TILE : TILE, tiles = ceil_div(p.width, wide);
+    // Backward tiles are whole cache lines of codes, unless a thread would have a tile more than another: then half lines.
+    threads = std::max(threads, 1);
+    const int64_t lines = ceil_div(p.width, 2 * TILE);
+    const int64_t wide = p.backward && (lines % threads == 0 || lines >= 8 * threads) ? 2 * TILE : TILE, tiles = ceil_div(p.width, wide);
     // Few tiles leave a thread idle at the end: then rows are split too, and panels decoded once more for each part.
     int64_t parts = ceil_div(p.m, SUM_ROWS);
     if (threads > 1 && tiles % threads && tiles < 8 * threads && p.m >= 64) parts = std::max<int64_t>(parts, threads);
@@ -142,7 +145,7 @@ int32_t run(const Product &p, int threads) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(team(threads, p.width * p.reduced / 2, p.m)) reduction(|| : failed)
     for (int64_t i = 0; i < tiles * parts; ++i) {
         const int64_t m0 = i / tiles * part;
-        failed = failed || !column_tile<BF16>(p, i % tiles * wide, m0, std::min(part, p.m - m0));
+        failed = failed || !column_tile<BF16>(p, i % tiles * wide, wide, m0, std::min(part, p.m - m0));
     }
     return failed ? SH_NO_MEMORY : SH_OK;
 }

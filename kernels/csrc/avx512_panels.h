@@ -199,10 +199,10 @@ struct RowPart {
     }
 };
 
-// Backward panels of the 128 columns from k on and rows [n0, n0 + size): two panels of 64 columns one after the other, `stride`
-// dwords apart; bf16 pairs of rows [ceil(size/2)][64], or f32 [size][64]. 128 columns are whole cache lines of codes. Columns
-// beyond the weight hold anything finite; their products are not stored.
-template <bool BF16, bool FLIP, bool ZERO>
+// Backward panels of the 64 HALVES columns from k on (a multiple of 64) and rows [n0, n0 + size): one or two panels of 64
+// columns, `stride` dwords apart; bf16 pairs of rows [ceil(size/2)][64], or f32 [size][64]. 128 columns are whole cache lines of
+// codes. Columns beyond the weight hold anything finite; their products are not stored.
+template <bool BF16, bool FLIP, bool ZERO, int HALVES>
 void backward_panel(const Weight &w, int64_t k, int64_t n0, int64_t size, int32_t *out, int64_t stride) {
     const __m512 table = levels(w);
     const ScaleIndex index(w);
@@ -213,7 +213,7 @@ void backward_panel(const Weight &w, int64_t k, int64_t n0, int64_t size, int32_
         const bool pair = i + 1 < size;  // the partner of a last single row is 0
         const RowPart<FLIP, ZERO> a(w, n0 + i, k), b(w, n0 + i + (pair ? 1 : 0), k);
 #pragma GCC unroll 8
-        for (int q = 0; q < 8; ++q) {
+        for (int q = 0; q < 4 * HALVES; ++q) {
             int32_t *to = out + q / 4 * stride + q % 4 * 16;
             const __m512 first = a.at(q, index, table), second = _mm512_maskz_mov_ps(pair ? 0xffff : 0, b.at(q, index, table));
             if (BF16) {
@@ -226,14 +226,14 @@ void backward_panel(const Weight &w, int64_t k, int64_t n0, int64_t size, int32_
     }
 }
 
-template <bool BF16>
+template <bool BF16, int HALVES>
 void backward_panel(const Weight &w, int64_t k, int64_t n0, int64_t size, int32_t *out, int64_t stride) {
     if (w.format != SH_INT4) {
-        backward_panel<BF16, true, false>(w, k, n0, size, out, stride);
+        backward_panel<BF16, true, false, HALVES>(w, k, n0, size, out, stride);
     } else if (w.zero_points) {
-        backward_panel<BF16, false, true>(w, k, n0, size, out, stride);
+        backward_panel<BF16, false, true, HALVES>(w, k, n0, size, out, stride);
     } else {
-        backward_panel<BF16, false, false>(w, k, n0, size, out, stride);
+        backward_panel<BF16, false, false, HALVES>(w, k, n0, size, out, stride);
     }
 }
 
