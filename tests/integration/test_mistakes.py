@@ -67,13 +67,14 @@ def test_a_gold_that_does_not_verify_itself(stillhouse, tmp_path):
     assert_one_sentence(stillhouse("run", recipe, "--out", str(tmp_path / "run")), 2, "problems.train")
 
 
-@pytest.mark.parametrize("teacher", ["./no/such/folder", "nobody/no-such-model"])
+@pytest.mark.parametrize("teacher", ["./no/such/folder", pytest.param("nobody/no-such-model", marks=pytest.mark.slow)])
 def test_a_teacher_that_is_not_there(stillhouse, tmp_path, teacher):
     """Exit code 4 tells a scheduler that trying again may help."""
     recipe = write_recipe(tmp_path, teacher=teacher)
     assert_one_sentence(stillhouse("run", recipe, "--out", str(tmp_path / "run")), 4, "cannot be loaded")
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_not_there(stillhouse, tmp_path):
     """A wrong address is said as such."""
     done = stillhouse(*small_demo(tmp_path / "run"), "--address", "127.0.0.1:1")
@@ -103,6 +104,7 @@ def test_a_damaged_trace_file_stops_the_run(stillhouse, tmp_path):
     assert_one_sentence(stillhouse(*small_demo(out, verb="filter")), 5, shard.name)
 
 
+@pytest.mark.slow
 def test_a_student_that_cannot_be_asked_costs_no_trace(stillhouse, tmp_path):
     """A base model without a chat template is found before the teacher writes a token, not after."""
     import shutil

@@ -14,6 +14,8 @@ from stillhouse.kernels import gguf as our_gguf
 from stillhouse.kernels.bench import generation, layers, main, models, peers, plot, qlora, tables, timing, workers
 from stillhouse.kernels.formats import dequantize, quantize
 
+pytestmark = pytest.mark.slow
+
 NUM_ROWS, NUM_COLUMNS, BATCH = 128, 256, 5
 LAYER_SECTIONS = ("machine", "decode", "prefill", "backward")
 

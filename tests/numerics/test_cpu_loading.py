@@ -35,6 +35,7 @@ def product(isa: str | None) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", PRODUCT], env=environment, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_the_best_library_serves_unasked_and_every_other_gives_the_same():
     """If it failed, a machine would run slower kernels than it could, or results would depend on which ones it has."""
     best = cpu.best_isa()

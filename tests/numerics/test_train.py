@@ -77,7 +77,9 @@ def uninterrupted(model_dir, tmp_path_factory):
 
 
 @pytest.mark.parametrize("base_weights", BASE_WEIGHTS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture", [name if name == "Qwen3" else pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES]
+)
 def test_loss_falls_for_every_architecture_and_base(architecture, base_weights, tmp_path):
     """If this failed, that model family could not be trained over that kind of base weights."""
     model_dir = make_model(tmp_path / "model", architecture)

@@ -20,6 +20,7 @@ import torch
 from stillhouse.kernels import formats, gpu
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(
         importlib.util.find_spec("triton") is None, reason="triton is not installed: pip install 'stillhouse[gpu]'"
     ),

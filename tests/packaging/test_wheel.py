@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # the C++ kernels are compiled
+
 ROOT = Path(__file__).parents[2]
 ROOMS = ("pipeline", "teachers", "students", "kernels", "jobs")
 NOT_SHIPPED = {".so", ".pyc"}
