@@ -200,14 +200,24 @@ def packed_weight(packed: PackedWeight) -> _Weight:
 
 
 def serves(*tensors: torch.Tensor | None) -> bool:
-    """Whether there is a library, and these tensors are dense as it expects them."""
-    return library() is not None and all(tensor is None or tensor.is_contiguous() for tensor in tensors)
+    """Whether there is a library, and these tensors lie dense in this machine's memory, where it will read them."""
+    return library() is not None and all(tensor is None or (tensor.is_cpu and tensor.is_contiguous()) for tensor in tensors)
+
+
+def _require(code: int, what: str) -> None:
+    if code:
+        raise RuntimeError(f"{_ERRORS[code]}: {what}")
 
 
 def forward(weight: _Weight, x: torch.Tensor, bias: torch.Tensor | None, activations: str) -> torch.Tensor:
     """``y = x @ w.T + bias`` for x (..., K) on the CPU; y (..., N) in the dtype of x. The modes are those of ``linear4bit``."""
     x = x.contiguous()
     if bias is not None:
+        if bias.shape != (weight.rows,) or not bias.is_cpu:
+            raise ValueError(
+                f"a 4-bit weight of shape ({weight.rows}, {weight.columns}) on the CPU needs a bias of shape ({weight.rows},) "
+                f"there, not {tuple(bias.shape)} on {bias.device}"
+            )
         bias = bias.contiguous() if bias.dtype in DTYPES else bias.to(torch.float32)
     y = x.new_empty((*x.shape[:-1], weight.rows))
     code = library().sh_forward(
@@ -221,8 +231,8 @@ def forward(weight: _Weight, x: torch.Tensor, bias: torch.Tensor | None, activat
         _MODES[activations],
         torch.get_num_threads(),
     )
-    if code:
-        raise RuntimeError(f"{_ERRORS[code]}: {tuple(x.shape)} times a weight of ({weight.rows}, {weight.columns})")
+    if code:  # the words are made only when needed: this is a token's hot path
+        _require(code, f"{tuple(x.shape)} times a weight of ({weight.rows}, {weight.columns})")
     return y
 
 
@@ -234,8 +244,7 @@ def input_gradient(weight: _Weight, dy: torch.Tensor, activations: str) -> torch
     code = library().sh_backward(
         weight, dy.data_ptr(), DTYPES[dy.dtype], dx.data_ptr(), rows, _MODES[activations], torch.get_num_threads()
     )
-    if code:
-        raise RuntimeError(f"{_ERRORS[code]}: {tuple(dy.shape)} times a weight of ({weight.rows}, {weight.columns})")
+    _require(code, f"{tuple(dy.shape)} times a weight of ({weight.rows}, {weight.columns})")
     return dx
 
 
@@ -243,8 +252,7 @@ def dequantize(weight: _Weight, dtype: torch.dtype) -> torch.Tensor:
     """Decode a weight on the CPU, (N, K) in ``dtype``: computed in float32, rounded once."""
     out = torch.empty((weight.rows, weight.columns), dtype=dtype)
     code = library().sh_dequantize(weight, out.data_ptr(), DTYPES[dtype], torch.get_num_threads())
-    if code:
-        raise RuntimeError(f"{_ERRORS[code]}: decoding a weight of ({weight.rows}, {weight.columns})")
+    _require(code, f"decoding a weight of ({weight.rows}, {weight.columns})")
     return out
 
 
@@ -260,8 +268,7 @@ def quantize_int4(
     outputs = (codes.data_ptr(), scales.data_ptr(), None if zero_points is None else zero_points.data_ptr())
     settings = (num_rows, num_columns, group_size, symmetric, scale_search)
     code = library().sh_quantize_int4(w.data_ptr(), *settings, *outputs, torch.get_num_threads())
-    if code:
-        raise RuntimeError(f"{_ERRORS[code]}: quantizing a weight of {tuple(w.shape)}")
+    _require(code, f"quantizing a weight of {tuple(w.shape)}")
     return codes, scales, zero_points
 
 
@@ -269,8 +276,7 @@ def block_absmax(w: torch.Tensor, block_size: int) -> torch.Tensor:
     """The largest absolute value of each block of a dense flattened float32 weight, float32 (B,)."""
     absmax = torch.empty(-(-w.numel() // block_size), dtype=torch.float32)
     code = library().sh_block_absmax(w.data_ptr(), w.numel(), block_size, absmax.data_ptr(), torch.get_num_threads())
-    if code:
-        raise RuntimeError(f"{_ERRORS[code]}: quantizing a weight of {tuple(w.shape)}")
+    _require(code, f"quantizing a weight of {tuple(w.shape)}")
     return absmax
 
 
@@ -279,6 +285,5 @@ def quantize_nf4(w: torch.Tensor, block_size: int, absmax: torch.Tensor) -> torc
     codes = torch.empty(-(-w.numel() // 2), dtype=torch.uint8)
     pointers = (absmax.data_ptr(), _table("nf4").data_ptr(), codes.data_ptr())
     code = library().sh_quantize_table16(w.data_ptr(), w.numel(), block_size, *pointers, torch.get_num_threads())
-    if code:
-        raise RuntimeError(f"{_ERRORS[code]}: quantizing a weight of {tuple(w.shape)}")
+    _require(code, f"quantizing a weight of {tuple(w.shape)}")
     return codes

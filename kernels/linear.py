@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from stillhouse.kernels import cpu, formats, ops
+from stillhouse.kernels import formats, ops
 from stillhouse.kernels.formats import Format, PackedWeight
 
 Activations = Literal["bf16", "int8", "exact"]
@@ -193,35 +193,31 @@ def _multiply(
     bias: torch.Tensor | None,
     activations: str,
 ) -> torch.Tensor:
-    """Call the format's operator, or the compiled kernel at once where nothing else of the dispatcher is wanted.
+    """Call the format's operator, or its CPU implementation at once where nothing else of the dispatcher is wanted.
 
     ``w`` gives shape and settings, which a ``Linear4bit`` has under a packed weight's names: no object is made for a call.
     """
     if activations != "exact" and torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     num_rows, num_columns = w.shape
-    codes = tensors["codes"]
+    plain = _is_plain_call(x, bias)
     if w.format == "int4":
-        weight, settings = (codes, tensors["scales"], tensors["zero_points"]), (num_columns, w.group_size)
-        if _is_plain_call(x, bias) and cpu.serves(*weight):
-            ops.check_operand(x, "x", num_columns, w.shape, activations)
-            return cpu.forward(cpu.int4_weight(*weight, *settings), x, bias, activations)
-        return torch.ops.stillhouse.linear_int4(x, *weight, bias, *settings, activations)
+        multiply = ops.linear_int4_cpu if plain else torch.ops.stillhouse.linear_int4
+        weight = (tensors["codes"], tensors["scales"], tensors["zero_points"])
+        return multiply(x, *weight, bias, num_columns, w.group_size, activations)
+    multiply = ops.linear_nf4_cpu if plain else torch.ops.stillhouse.linear_nf4
     nested = (tensors["nested_absmax"], tensors["nested_quant_map"], tensors["nested_offset"])
-    weight = (codes, tensors["absmax"], *nested)
-    if _is_plain_call(x, bias) and cpu.serves(*weight):
-        ops.check_operand(x, "x", num_columns, w.shape, activations)
-        return cpu.forward(cpu.table_weight(*weight, w.shape, w.block_size, w.format), x, bias, activations)
-    return torch.ops.stillhouse.linear_nf4(x, *weight, bias, num_rows, num_columns, w.block_size, w.format, activations)
+    weight = (tensors["codes"], tensors["absmax"], *nested)
+    return multiply(x, *weight, bias, num_rows, num_columns, w.block_size, w.format, activations)
 
 
 def _is_plain_call(x: torch.Tensor, bias: torch.Tensor | None) -> bool:
     """Whether nothing but the value is wanted of a CPU product: no gradient, trace, transform, mode or profile.
 
-    Then the compiled kernel is called without torch's dispatcher, whose way through Python costs a token's smallest layers as
-    much as their arithmetic. The parts of torch that this asks are private; where one is missing, nothing is plain.
+    Then the CPU's implementation is called without torch's dispatcher, whose way through Python costs a token's smallest
+    layers as much as their arithmetic. The parts of torch that this asks are private; where one is missing, nothing is plain.
     """
-    if type(x) is not torch.Tensor or not x.is_cpu or x.dtype not in cpu.DTYPES or _MODES is None:
+    if type(x) is not torch.Tensor or not x.is_cpu or _MODES is None:
         return False
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return False

@@ -174,24 +174,34 @@ def _grad_bias(dy: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 # The compiled kernels, where they take the call
 
 
-def _linear_int4_cpu(x, codes, scales, zero_points, bias, in_features, group_size, activations):
+def _compiled_serves(vector: torch.Tensor, *weight: torch.Tensor | None) -> bool:
+    if vector.dtype in cpu.DTYPES and cpu.serves(*weight):
+        return True
+    if weight[0].device != vector.device:  # torch's own product of a CPU and a meta tensor is a tensor of anything
+        raise ValueError(f"x or dy is on {vector.device}, the 4-bit weight on {weight[0].device}: move one of them")
+    return False
+
+
+def linear_int4_cpu(x, codes, scales, zero_points, bias, in_features, group_size, activations):
+    """The CPU's ``linear_int4``, also for whoever wants nothing else of the dispatcher."""
     check_operand(x, "x", in_features, (codes.shape[0], in_features), activations)
-    if x.dtype not in cpu.DTYPES or not cpu.serves(codes, scales, zero_points):
+    if not _compiled_serves(x, codes, scales, zero_points):
         return _linear_int4(x, codes, scales, zero_points, bias, in_features, group_size, activations)
     return cpu.forward(cpu.int4_weight(codes, scales, zero_points, in_features, group_size), x, bias, activations)
 
 
 def _linear_int4_grad_x_cpu(dy, codes, scales, zero_points, in_features, group_size, activations):
     check_operand(dy, "dy", codes.shape[0], (codes.shape[0], in_features), activations)
-    if dy.dtype not in cpu.DTYPES or not cpu.serves(codes, scales, zero_points):
+    if not _compiled_serves(dy, codes, scales, zero_points):
         return _linear_int4_grad_x(dy, codes, scales, zero_points, in_features, group_size, activations)
     return cpu.input_gradient(cpu.int4_weight(codes, scales, zero_points, in_features, group_size), dy, activations)
 
 
-def _linear_nf4_cpu(x, *arguments):
+def linear_nf4_cpu(x, *arguments):
+    """The CPU's ``linear_nf4``, likewise."""
     *weight, bias, out_features, in_features, block_size, table, activations = arguments
     check_operand(x, "x", in_features, (out_features, in_features), activations)
-    if x.dtype not in cpu.DTYPES or not cpu.serves(*weight):
+    if not _compiled_serves(x, *weight):
         return _linear_nf4(x, *arguments)
     return cpu.forward(cpu.table_weight(*weight, (out_features, in_features), block_size, table), x, bias, activations)
 
@@ -199,13 +209,13 @@ def _linear_nf4_cpu(x, *arguments):
 def _linear_nf4_grad_x_cpu(dy, *arguments):
     *weight, out_features, in_features, block_size, table, activations = arguments
     check_operand(dy, "dy", out_features, (out_features, in_features), activations)
-    if dy.dtype not in cpu.DTYPES or not cpu.serves(*weight):
+    if not _compiled_serves(dy, *weight):
         return _linear_nf4_grad_x(dy, *arguments)
     return cpu.input_gradient(cpu.table_weight(*weight, (out_features, in_features), block_size, table), dy, activations)
 
 
 for _name, _plain, _compiled, _fake, _save, _backward in (
-    ("linear_int4", _linear_int4, _linear_int4_cpu, _linear_int4_fake, _save_int4, _backward_int4),
+    ("linear_int4", _linear_int4, linear_int4_cpu, _linear_int4_fake, _save_int4, _backward_int4),
     (
         "linear_int4_grad_x",
         _linear_int4_grad_x,
@@ -214,7 +224,7 @@ for _name, _plain, _compiled, _fake, _save, _backward in (
         _save_int4_grad_x,
         _backward_int4_grad_x,
     ),
-    ("linear_nf4", _linear_nf4, _linear_nf4_cpu, _linear_nf4_fake, _save_nf4, _backward_nf4),
+    ("linear_nf4", _linear_nf4, linear_nf4_cpu, _linear_nf4_fake, _save_nf4, _backward_nf4),
     (
         "linear_nf4_grad_x",
         _linear_nf4_grad_x,

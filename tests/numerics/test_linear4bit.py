@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from stillhouse.kernels import cpu
 from stillhouse.kernels.formats import PackedWeight, dequantize, quantize
 from stillhouse.kernels.linear import Linear4bit, linear4bit, linear4bit_module_names
 
@@ -188,6 +189,19 @@ def test_wrong_calls_are_refused():
     ):
         with pytest.raises(ValueError, match=r"activations must be one of \('bf16', 'int8', 'exact'\), not 'fp8'"):
             call()
+
+
+@pytest.mark.parametrize("format", ["int4", "nf4"])
+@pytest.mark.skipif(cpu.isa() == "torch", reason="plain torch serves, and refuses in its own words")
+def test_a_bias_or_weight_that_is_not_there_is_refused(format):
+    """If it failed, the compiled kernels would read memory that is not the tensor's."""
+    packed, x = quantize(torch.randn(24, 64), format), torch.ones(2, 64)
+    short, elsewhere = torch.ones(7), torch.ones(24, device="meta")
+    for call, bias in ((x, short), (x, elsewhere), (x.clone().requires_grad_(), short)):
+        with pytest.raises(ValueError, match=r"needs a bias of shape \(24,\) there, not"):
+            linear4bit(call, packed, bias)
+    with pytest.raises(ValueError, match="on cpu, the 4-bit weight on meta: move one of them"):
+        linear4bit(x, packed.to("meta"))
 
 
 # The module
