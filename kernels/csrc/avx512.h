@@ -121,6 +121,25 @@ inline int team(int32_t threads, int64_t bytes, int64_t m) {
     return threads <= 1 || bytes * m < (128 << 10) ? 1 : (int)threads;
 }
 
+// Rows of activations for one piece of work, a multiple of `tile_rows`: at most `most`. Few column tiles leave a thread idle at the
+// end: then rows are split too, and panels decoded once more for each part.
+inline int64_t rows_a_part(int64_t m, int64_t most, int64_t tiles, int threads, int64_t tile_rows) {
+    int64_t parts = ceil_div(m, most);
+    if (threads > 1 && tiles % threads && tiles < 8 * threads && m >= 64) parts = std::max<int64_t>(parts, threads);
+    return ceil_div(ceil_div(m, parts), tile_rows) * tile_rows;
+}
+
+// Write the f32 sums c [rows][64], plus bias, as columns `column` ... of out [.][width] from row m0 on.
+inline void store_tile(const float *c, int64_t rows, const void *bias, int32_t bias_dtype, void *out, int32_t dtype, int64_t width, int64_t column, int64_t m0) {
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t q = 0; q < TILE && column + q < width; q += 16) {
+            const __mmask16 mask = first_lanes(width - column - q);
+            __m512 v = _mm512_load_ps(c + r * TILE + q);
+            if (bias) v = _mm512_add_ps(v, load_f32(bias, bias_dtype, column + q, mask));
+            store_f32(out, dtype, (m0 + r) * width + column + q, mask, v);
+        }
+}
+
 int32_t gemv(const Weight &w, const void *x, int32_t dtype, const void *bias, int32_t bias_dtype, void *y, int64_t m, int threads);
 int32_t gemv_int8(const Weight &w, const void *x, int32_t dtype, const void *bias, int32_t bias_dtype, void *y, int64_t m, int threads);
 // `exact` keeps bf16 activations in f32 and meets f32 weights.

@@ -1,4 +1,4 @@
-// The AVX-512 library (F, BW, VL, DQ, VNNI, BF16): which path serves which call. Weights whose rows or groups do not lie on
+// The AVX-512 library (F, BW, VL, DQ, VNNI, BF16, VBMI): which path serves which call. Weights whose rows or groups do not lie on
 // byte and lane boundaries, and f16 activations, take the portable sources, compiled once more for this instruction set.
 #include "avx512.h"
 #include "avx512_panels.h"

@@ -117,16 +117,7 @@ bool column_tile(const Product &p, int64_t column, int64_t wide, int64_t m0, int
                 any_tile<BF16>(std::min<int64_t>(MAX_ROWS, rows - r), a + (r * p.reduced + k0) * element, p.reduced, panel + h * half, size,
                                c + (h * c_rows + r) * TILE, k0 > 0);
     }
-    for (int64_t h = 0; h < halves; ++h)
-        for (int64_t r = 0; r < rows; ++r)
-            for (int64_t q = 0; q < TILE; q += 16) {
-                const int64_t to = column + h * TILE + q;
-                const __mmask16 mask = first_lanes(p.width - to);
-                if (!mask) break;
-                __m512 v = _mm512_load_ps(c + (h * c_rows + r) * TILE + q);
-                if (p.bias) v = _mm512_add_ps(v, load_f32(p.bias, p.bias_dtype, to, mask));
-                store_f32(p.out, p.dtype, (m0 + r) * p.width + to, mask, v);
-            }
+    for (int64_t h = 0; h < halves; ++h) store_tile(c + h * c_rows * TILE, rows, p.bias, p.bias_dtype, p.out, p.dtype, p.width, column + h * TILE, m0);
     return true;
 }
 
@@ -136,11 +127,7 @@ int32_t run(const Product &p, int threads) {
     threads = std::max(threads, 1);
     const int64_t lines = ceil_div(p.width, 2 * TILE);
     const int64_t wide = p.backward && (lines % threads == 0 || lines >= 8 * threads) ? 2 * TILE : TILE, tiles = ceil_div(p.width, wide);
-    // Few tiles leave a thread idle at the end: then rows are split too, and panels decoded once more for each part.
-    int64_t parts = ceil_div(p.m, SUM_ROWS);
-    if (threads > 1 && tiles % threads && tiles < 8 * threads && p.m >= 64) parts = std::max<int64_t>(parts, threads);
-    const int64_t part = ceil_div(ceil_div(p.m, parts), MAX_ROWS) * MAX_ROWS;
-    parts = ceil_div(p.m, part);
+    const int64_t part = rows_a_part(p.m, SUM_ROWS, tiles, threads, MAX_ROWS), parts = ceil_div(p.m, part);
     bool failed = false;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(team(threads, p.width * p.reduced / 2, p.m)) reduction(|| : failed)
     for (int64_t i = 0; i < tiles * parts; ++i) {

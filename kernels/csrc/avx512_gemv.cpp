@@ -66,8 +66,9 @@ struct Levels {
     }
 };
 
+// The 1 to 63 bytes of a row's last, partial chunk.
 inline __m512i tail_codes(const uint8_t *p, int64_t bytes) {
-    return _mm512_maskz_loadu_epi8(bytes >= 64 ? ~0ull : ~0ull >> (64 - bytes), p);
+    return _mm512_maskz_loadu_epi8(~0ull >> (64 - bytes), p);
 }
 
 // Activations on the lanes of their weights: [chunk][nibble][16].

@@ -120,13 +120,7 @@ bool column_tile(const Weight &w, const Activations &x, const void *bias, int32_
             }
         }
     }
-    for (int64_t r = 0; r < rows; ++r)
-        for (int64_t q = 0; q < TILE && column + q < w.rows; q += 16) {
-            const __mmask16 mask = first_lanes(w.rows - column - q);
-            __m512 v = _mm512_load_ps(c + r * TILE + q);
-            if (bias) v = _mm512_add_ps(v, load_f32(bias, bias_dtype, column + q, mask));
-            store_f32(y, dtype, (m0 + r) * w.rows + column + q, mask, v);
-        }
+    store_tile(c, rows, bias, bias_dtype, y, dtype, w.rows, column, m0);
     return true;
 }
 
@@ -147,10 +141,7 @@ int32_t gemm_int8(const Weight &w, const void *x, int32_t dtype, const void *bia
         const int64_t rows = std::min(rows_at_once, m - m0);
         const char *xs = (const char *)x + m0 * w.columns * element;
         char *ys = (char *)y + m0 * w.rows * element;
-        int64_t parts = 1;
-        if (threads > 1 && tiles % threads && tiles < 8 * threads && rows >= 64) parts = threads;
-        const int64_t part = ceil_div(ceil_div(rows, parts), INT8_ROWS) * INT8_ROWS;
-        parts = ceil_div(rows, part);
+        const int64_t part = rows_a_part(rows, SUM_ROWS, tiles, threads, INT8_ROWS), parts = ceil_div(rows, part);
 #pragma omp parallel num_threads(team(threads, w.rows * w.row_bytes, rows)) reduction(|| : failed)
         {
 #pragma omp for schedule(static)

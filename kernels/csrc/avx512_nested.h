@@ -18,9 +18,9 @@ struct NestedTable {
         }
     }
 
-    // f32 scales of all groups of a regular row, of any format.
+    // f32 scales of all groups of a regular row of a table format, nested or not.
     void row_scales(const Weight &w, int64_t row, float *out) const {
-        if (w.format == SH_INT4 || w.absmax) return avx512::row_scales(w, row, 0, w.groups, out);
+        if (w.absmax) return avx512::row_scales(w, row, 0, w.groups, out);
         const __m512 offset = _mm512_set1_ps(w.nested_offset[0]);
         for (int64_t g = 0; g < w.groups; g += 64) {
             const int64_t count = std::min<int64_t>(64, w.groups - g), base = row * w.groups + g;
