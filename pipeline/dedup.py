@@ -1,32 +1,129 @@
-"""Exact duplicates: the same problem answered in the same words, up to Unicode form, letter case and whitespace."""
+"""Duplicates among traces and among prompts: exact up to typing, and near ones by MinHash; who stands for whom is recorded.
+
+Everything here works on what is small of a text (a digest, a sketch), made batch by batch, so that no texts are held.
+"""
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Literal
 
-from stillhouse.pipeline.records import Trace, Verdict, content_key
+from stillhouse.pipeline.records import Problem, Verdict
 
-DEDUP_VERSION = 1
+if TYPE_CHECKING:
+    import numpy as np
+
+    from stillhouse.pipeline.overlap.minhash import Sketches
+
+DEDUP_VERSION = 2
+NEAR_THRESHOLD = 0.8
+"""Estimated Jaccard similarity of the sets of 5-word runs from which two texts are near duplicates."""
+
+How = Literal["exact_dedup", "near_dedup", "prompt_dedup"]
+_REASONS: dict[str, str] = {
+    "exact_dedup": "duplicate of an earlier trace",
+    "near_dedup": "near duplicate of an earlier trace",
+    "prompt_dedup": "its prompt nearly repeats another problem's",
+}
 
 
 def normalized_text(text: str) -> str:
     """Bring text to one form for comparison: NFKC, case folded, whitespace collapsed to single blanks."""
+    if text.isascii():
+        return " ".join(text.lower().split())
     return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).split())
 
 
-def exact_duplicates(traces: Iterable[Trace]) -> list[Verdict]:
-    """Find the traces that repeat an earlier one of the same problem.
+def text_digest(normalized: str, group: str = "") -> bytes:
+    """16 bytes that name a normalized text within a group (the problem that it answers)."""
+    return blake2b(normalized.encode(), digest_size=16, key=blake2b(group.encode(), digest_size=32).digest()).digest()
 
-    Returns:
-        one dropping Verdict for each later duplicate, in the order given; its evidence names the first one's key. Running
-        it again on what is left finds nothing.
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """One text that another stands for. ``similarity`` is 1 for exact ones, else the estimate that `near_dedup` went by."""
+
+    key: str
+    kept_as: str
+    similarity: float
+    how: How
+
+    def verdict(self, *, shadow: bool = False) -> Verdict:
+        evidence = self.kept_as if self.how == "exact_dedup" else f"{self.similarity:.2f} like {self.kept_as}"
+        return Verdict(self.key, self.how, DEDUP_VERSION, False, _REASONS[self.how], evidence, shadow=shadow)
+
+
+@dataclass(frozen=True, slots=True)
+class DuplicateCluster:
+    """Texts that say the same: the one kept, which is the first in the order given, and those it stands for."""
+
+    kept: str
+    duplicates: tuple[Duplicate, ...]
+
+
+def exact_duplicates(rows: Iterable[tuple[str, bytes]]) -> list[Duplicate]:
+    """Find the rows (key, digest) whose digest an earlier row has; a second pass over what is left finds nothing."""
+    first: dict[bytes, str] = {}
+    found = []
+    for key, digest in rows:
+        original = first.setdefault(digest, key)
+        if original != key:
+            found.append(Duplicate(key, original, 1.0, "exact_dedup"))
+    return found
+
+
+def near_duplicates(keys: Sequence[str], sketched: Sketches, *, threshold: float = NEAR_THRESHOLD) -> list[Duplicate]:
+    """Find the texts that nearly repeat an earlier kept one of their group.
+
+    Args:
+        keys: in the order of preference: the earlier of two near duplicates is kept.
+        sketched: of the texts, in the order of the keys, made for the same threshold.
     """
-    first: dict[str, str] = {}
-    verdicts = []
-    for trace in traces:
-        key = content_key(trace.problem_id, normalized_text(trace.completion))
-        original = first.setdefault(key, trace.key)
-        if original != trace.key:
-            verdicts.append(Verdict(trace.key, "exact_dedup", DEDUP_VERSION, False, "duplicate of an earlier trace", original))
-    return verdicts
+    from stillhouse.pipeline.overlap import minhash
+
+    kept_as, similarity = minhash.near_duplicates(sketched, threshold=threshold)
+    return [
+        Duplicate(keys[i], keys[int(kept_as[i])], round(float(similarity[i]), 4), "near_dedup")
+        for i in (kept_as != range(len(keys))).nonzero()[0].tolist()
+    ]
+
+
+def near_duplicate_problems(problems: Sequence[Problem], *, threshold: float = NEAR_THRESHOLD) -> list[Duplicate]:
+    """Find the problems whose prompt nearly repeats an earlier one's and has the same numbers in the same order.
+
+    Problems of one template with other numbers are other problems. Keys are problem ids.
+    """
+    from stillhouse.pipeline.overlap import minhash
+    from stillhouse.pipeline.overlap.words import to_words
+
+    unique = list({problem.id: problem for problem in problems}.items())
+    numbers = [" ".join(to_words(problem.prompt).numbers) for _, problem in unique]
+    sketched = minhash.sketches(
+        [normalized_text(problem.prompt) for _, problem in unique], group_numbers(numbers), threshold=threshold, num_words=3
+    )
+    found = near_duplicates([key for key, _ in unique], sketched, threshold=threshold)
+    return [Duplicate(dup.key, dup.kept_as, dup.similarity, "prompt_dedup") for dup in found]
+
+
+def group_numbers(names: Sequence[str]) -> np.ndarray:
+    """A uint64 for each group's name, for `stillhouse.pipeline.overlap.minhash.sketches`."""
+    import numpy as np
+
+    return np.array([int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little") for name in names], np.uint64)
+
+
+def clusters(duplicates: Iterable[Duplicate]) -> list[DuplicateCluster]:
+    """Gather duplicates by the text that stands for them in the end (an exact copy of a near copy belongs to the last kept)."""
+    found = list(duplicates)
+    kept_as = {dup.key: dup.kept_as for dup in found}
+    members: dict[str, list[Duplicate]] = defaultdict(list)
+    for dup in found:
+        kept = dup.kept_as
+        while kept in kept_as:
+            kept = kept_as[kept]
+        members[kept].append(dup)
+    return [DuplicateCluster(kept, tuple(of_kept)) for kept, of_kept in sorted(members.items())]

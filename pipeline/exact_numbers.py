@@ -9,7 +9,7 @@ from fractions import Fraction
 from stillhouse.pipeline.extraction import boxed_answer
 
 _SPACING = re.compile(r"\\\$|\\[,;:!>]|\\(?:quad|qquad|left|right|displaystyle|thinspace)(?![A-Za-z])|~")
-_THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
 _DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)")
 _SCIENTIFIC = re.compile(
     r"([+-]?(?:\d+\.?\d*|\.\d+))(?:e([+-]?\d{1,3})|(?:\*|×|\\times|\\cdot)10\^(?:\{([+-]?\d{1,3})\}|(\d)))", re.IGNORECASE
@@ -38,7 +38,7 @@ def exact_number(text: str) -> Fraction | None:
         sign, whole, numerator, denominator = mixed.groups()
         proper = int(numerator) < int(denominator)
         return _signed(sign, int(whole), Fraction(int(numerator), int(denominator))) if proper else None
-    text = text.replace(" ", "") if not re.search(r"\d \d", text) else text
+    text = text.replace(" ", "") if not re.search(r"[\d,] \d", text) else text
     if (plain := _simple_number(text)) is not None:
         return plain
     if scientific := _SCIENTIFIC.fullmatch(text):

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 THINK_OPEN = "<think>"
 THINK_CLOSE = "</think>"
 
+_FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
+
 # Escaped characters first, so that \{ and \} of a set are not counted as braces.
 _BOX_TOKENS = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 
@@ -81,3 +83,24 @@ def graded_answer(completion: str) -> str | None:
     if THINK_OPEN in completion or THINK_CLOSE in completion:
         return strict_answer(completion)
     return boxed_answer(completion)
+
+
+def fenced_block(text: str, language: str) -> str | None:
+    """Return the content of the last closed ``` block of a language (or of none named) in a text, None where there is none."""
+    blocks = [match[2] for match in _FENCE.finditer(text) if match[1].casefold() in ("", language)]
+    return blocks[-1].strip() or None if blocks else None
+
+
+def strict_answer_of(kind: str, completion: str) -> str | None:
+    """Return the answer of a completion as its kind writes it: code in a fenced block, JSON in one or a box, all else in a box.
+
+    None without a ``</think>``, as in `strict_answer`.
+    """
+    if kind == "code":
+        from stillhouse.pipeline.verifiers.code import python_block
+
+        return python_block(completion) if THINK_CLOSE in completion else None
+    if kind == "json":
+        _, closed, after = completion.rpartition(THINK_CLOSE)
+        return (fenced_block(after, "json") or boxed_answer(after)) if closed else None
+    return strict_answer(completion)

@@ -1,18 +1,39 @@
-"""From all traces to those worth learning from: every stage in order, every drop with its reason."""
+"""From all traces to those worth learning from: every stage in order, every drop with its reason.
+
+`survey_batch` looks at traces, batch by batch, and can run as tasks; what it gives back of a trace is a verdict and, of those that
+pass, a few hundred bytes. `settle` decides what takes knowledge of all of them, on those bytes: duplicates, selection and the
+counts. `filter_traces` does both in one process.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from stillhouse.pipeline.decontamination import DECONTAMINATION_VERSION, Decontaminator
-from stillhouse.pipeline.dedup import exact_duplicates
-from stillhouse.pipeline.extraction import strict_answer
-from stillhouse.pipeline.filters import format_filters, run_filters
+from stillhouse.pipeline.dedup import (
+    NEAR_THRESHOLD,
+    Duplicate,
+    DuplicateCluster,
+    clusters,
+    exact_duplicates,
+    group_numbers,
+    near_duplicate_problems,
+    near_duplicates,
+    normalized_text,
+    text_digest,
+)
+from stillhouse.pipeline.filters.drop import Drop
+from stillhouse.pipeline.filters.judging import judge_batch
+from stillhouse.pipeline.filters.settings import FilterSetting, Mode, default_filters, needs_percentiles, with_percentiles
+from stillhouse.pipeline.overlap import minhash
 from stillhouse.pipeline.records import Problem, Trace, Verdict
-from stillhouse.pipeline.selection import SELECTION_VERSION, Strategy, best_of_n
-from stillhouse.pipeline.verification import VERIFIER_VERSION, verify
+from stillhouse.pipeline.selection import SELECTION_VERSION, Candidate, Strategy, select
+
+STAGES = ("format", "verification", "dedup", "decontamination", "selection")
+_BATCH = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,17 +46,141 @@ class FunnelRow:
     num_dropped: int
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What `survey_batch` found: all verdicts on its traces, and the small rows that `settle` needs.
+
+    Args:
+        dropped: (stage, reason) of the traces that fell out, counted.
+        num_samples: traces of each problem, whatever became of them.
+        candidates: the correct ones; ``digests``, ``sketches`` and ``contaminated`` hold one entry for each.
+    """
+
+    verdicts: list[Verdict]
+    dropped: Counter[tuple[str, str]]
+    num_samples: Counter[str]
+    candidates: list[Candidate]
+    digests: list[bytes]
+    sketches: minhash.Sketches
+    contaminated: list[Drop | None]
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What is kept, the verdicts of the stages that look at all traces (a keeping one with check ``selected`` for each kept),
+    the funnel, and who stands for whom among duplicates."""
+
+    kept: list[Candidate]
+    verdicts: list[Verdict]
+    funnel: list[FunnelRow]
+    clusters: list[DuplicateCluster]
+
+
 @dataclass(frozen=True, slots=True)
 class FilterResult:
-    """What is kept, what was said of each trace, and the counts.
+    """What is kept, what was said of each trace, the counts, and the duplicates by the trace that stands for them.
 
     ``verdicts`` holds one per trace and stage that had something to say: every verification (with its outcome), every drop,
-    and a keeping one with check ``selected`` for each trace in ``kept``.
+    shadow verdicts, and a keeping one with check ``selected`` for each trace in ``kept``.
     """
 
     kept: list[Trace]
     verdicts: list[Verdict]
     funnel: list[FunnelRow]
+    clusters: list[DuplicateCluster]
+
+
+def survey_batch(
+    problems_by_id: Mapping[str, Problem],
+    traces: Sequence[Trace],
+    settings: Sequence[FilterSetting],
+    decontaminator: Decontaminator,
+    *,
+    near_threshold: float = NEAR_THRESHOLD,
+    verify_dropped: bool = False,
+) -> Survey:
+    """Filter, verify, sketch and decontaminate a batch of traces with different keys.
+
+    Raises:
+        ValueError, RecipeError: as `stillhouse.pipeline.filters.judging.judge_batch`.
+    """
+    verdicts = judge_batch(problems_by_id, traces, settings, verify_dropped=verify_dropped)
+    deciding = {verdict.trace_key: verdict for verdict in verdicts if not verdict.shadow}
+    dropped: Counter[tuple[str, str]] = Counter()
+    for verdict in deciding.values():
+        if not verdict.keep:  # a verifier's reasons quote the item, so its outcome is counted
+            dropped["verification" if verdict.outcome else "format", verdict.outcome or verdict.reason] += 1
+    correct = [trace for trace in traces if deciding[trace.key].keep]
+    texts = [normalized_text(trace.completion) for trace in correct]
+    groups = group_numbers([trace.problem_id for trace in correct])
+    return Survey(
+        verdicts=verdicts,
+        dropped=dropped,
+        num_samples=Counter(trace.problem_id for trace in traces),
+        candidates=[_candidate(trace, problems_by_id[trace.problem_id]) for trace in correct],
+        digests=[text_digest(text, trace.problem_id) for text, trace in zip(texts, correct)],
+        sketches=minhash.sketches(texts, groups, threshold=near_threshold),
+        contaminated=decontaminator.check_batch([(problems_by_id[t.problem_id].prompt, t.completion) for t in correct]),
+    )
+
+
+def settle(
+    surveys: Iterable[Survey],
+    *,
+    prompt_duplicates: Iterable[Duplicate] = (),
+    near_dedup: Mode = "shadow",
+    prompt_dedup: Mode = "shadow",
+    near_threshold: float = NEAR_THRESHOLD,
+    selection: Mapping[str, Any],
+) -> Settled:
+    """Deduplicate, decontaminate and select over all batches; the same whatever their order.
+
+    Args:
+        prompt_duplicates: of `stillhouse.pipeline.dedup.near_duplicate_problems`; ``prompt_dedup`` says what becomes of their
+            traces.
+        near_dedup: what becomes of near duplicates among one problem's traces. Exact ones are always dropped.
+        near_threshold: as the surveys were made with.
+        selection: arguments of `stillhouse.pipeline.selection.select` beyond the candidates; where a ``teacher_band`` is set, the
+            teacher's pass rates are the ones counted here.
+    """
+    rows, num_samples, dropped = _gather(surveys)
+    verdicts: list[Verdict] = []
+    left = rows.in_order()
+    prompt_of = {dup.key: dup for dup in prompt_duplicates} if prompt_dedup != "off" else {}
+    selection = dict(selection)
+    if selection.get("teacher_band") is not None:
+        num_correct = Counter(row.problem_id for row in rows.candidates)
+        selection["teacher_pass_rates"] = {problem: num_correct[problem] / num for problem, num in num_samples.items()}
+
+    def settle_stage(stage: str, of_stage: Iterable[Verdict]) -> None:
+        nonlocal left
+        found = list(of_stage)
+        verdicts.extend(found)
+        drops = {verdict.trace_key: verdict.reason for verdict in found if not verdict.shadow}
+        dropped.update((stage, reason) for reason in drops.values())
+        left = [i for i in left if rows.candidates[i].key not in drops]
+
+    duplicates = exact_duplicates((rows.candidates[i].key, rows.digests[i]) for i in left)
+    found = [dup.verdict() for dup in duplicates]
+    exact = {dup.key for dup in duplicates}
+    distinct = [i for i in left if rows.candidates[i].key not in exact]
+    if near_dedup != "off":
+        near = near_duplicates([rows.candidates[i].key for i in distinct], rows.sketches.take(distinct), threshold=near_threshold)
+        duplicates += near
+        found += [dup.verdict(shadow=near_dedup == "shadow") for dup in near]
+    settled = {verdict.trace_key for verdict in found if not verdict.shadow}
+    for i in distinct:
+        row = rows.candidates[i]
+        if row.problem_id in prompt_of and row.key not in settled:
+            dup = prompt_of[row.problem_id]
+            of_trace = Duplicate(row.key, dup.kept_as, dup.similarity, dup.how)
+            found.append(of_trace.verdict(shadow=prompt_dedup == "shadow"))
+    settle_stage("dedup", found)
+    settle_stage("decontamination", _contaminated(rows, left))
+    kept, not_chosen = select([rows.candidates[i] for i in left], **selection)
+    settle_stage("selection", not_chosen)
+    verdicts += [Verdict(row.key, "selected", SELECTION_VERSION, True, "among the k best") for row in kept]
+    return Settled(kept, verdicts, _funnel(num_samples.total(), dropped), clusters(duplicates))
 
 
 def filter_traces(
@@ -48,6 +193,11 @@ def filter_traces(
     max_tokens: int,
     seed: int,
     strategy: Strategy = "shortest",
+    filters: Sequence[FilterSetting] | None = None,
+    evaluation_sets: Mapping[str, Sequence[str]] | None = None,
+    near_dedup: Mode = "shadow",
+    prompt_dedup: Mode = "shadow",
+    selection: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> FilterResult:
     """Filter, verify, deduplicate, decontaminate and select traces; the same whatever the order they come in.
@@ -58,67 +208,91 @@ def filter_traces(
         problems: at least the problems that the traces answer.
         test_problems: what the student will be judged on; no kept trace shows one.
         per_problem: how many correct traces of a problem to keep.
-        min_tokens, max_tokens: bounds on a completion's tokens, both allowed.
+        min_tokens, max_tokens: bounds on a completion's tokens, both allowed, where ``filters`` is not given.
         seed: for ties in the selection.
-        progress: called as progress(done, total) while verifying, the slow part.
+        filters: the per-trace filters in their order; None takes `default_filters`.
+        evaluation_sets: prompts of named sets that are kept out as well.
+        near_dedup, prompt_dedup, selection: see `settle`.
+        progress: called as progress(done, total) after each batch of traces.
 
     Raises:
         ValueError: a trace answers a problem that is not in ``problems``.
-        RecipeError: a problem's kind has no verifier.
+        RecipeError: a problem's kind has no verifier, or a filter cannot be made.
     """
     by_id = {problem.id: problem for problem in problems}
     once = {trace.key: trace for trace in traces}
-    left = sorted(once.values(), key=lambda trace: (trace.problem_id, trace.sample_index, trace.key))
-    for trace in left:
-        if trace.problem_id not in by_id:
-            raise ValueError(f"trace {trace.key[:12]} answers problem {trace.problem_id[:12]}, which is not among the problems")
-    verdicts: list[Verdict] = []
-    funnel: list[FunnelRow] = []
-
-    def settle(stage: str, of_stage: Sequence[Verdict], *, also_kept: bool = False) -> None:
-        nonlocal left
-        drops = [verdict for verdict in of_stage if not verdict.keep]
-        verdicts.extend(of_stage if also_kept else drops)
-        reasons = Counter(_counted_as(verdict) for verdict in drops)
-        rows = sorted(reasons.items(), key=lambda item: (-item[1], item[0])) or [("", 0)]
-        funnel.extend(FunnelRow(stage, reason, len(left), count) for reason, count in rows)
-        dropped = {verdict.trace_key for verdict in drops}
-        left = [trace for trace in left if trace.key not in dropped]
-
-    settle("format", run_filters(left, format_filters(min_tokens=min_tokens, max_tokens=max_tokens)))
-    settle("verification", _verified(left, by_id, progress), also_kept=True)
-    settle("dedup", exact_duplicates(left))
-    settle("decontamination", _decontaminated(left, by_id, test_problems))
-    kept, not_chosen = best_of_n(left, per_problem=per_problem, seed=seed, strategy=strategy)
-    settle("selection", not_chosen)
-    verdicts += [Verdict(trace.key, "selected", SELECTION_VERSION, True, "among the k best") for trace in kept]
-    return FilterResult(kept, verdicts, funnel)
-
-
-def _counted_as(verdict: Verdict) -> str:
-    """The reason a drop is counted under: for a verifier its outcome, since its reasons quote the item."""
-    return verdict.outcome or verdict.reason
-
-
-def _verified(traces: Sequence[Trace], by_id: dict[str, Problem], progress: Callable[[int, int], None] | None) -> list[Verdict]:
-    verdicts = []
-    for done, trace in enumerate(traces, 1):
-        problem = by_id[trace.problem_id]
-        answer = strict_answer(trace.completion)
-        judged = verify(problem, answer)
-        keep = judged.outcome == "correct"
-        evidence = f"answer {answer or ''!r}, gold {problem.answer!r}"[:200]
-        check = f"verify_{problem.kind}"
-        verdicts.append(Verdict(trace.key, check, VERIFIER_VERSION, keep, judged.reason, evidence, judged.outcome))
+    ordered = sorted(once.values(), key=lambda trace: (trace.problem_id, trace.sample_index, trace.key))
+    settings = default_filters(min_tokens=min_tokens, max_tokens=max_tokens) if filters is None else tuple(filters)
+    if needs_percentiles(settings):
+        settings = with_percentiles(settings, [t.num_completion_tokens for t in ordered if t.finish_reason == "stop"])
+    decontaminator = Decontaminator({"": [problem.prompt for problem in test_problems], **(evaluation_sets or {})})
+    surveys = []
+    for begin in range(0, len(ordered), _BATCH):
+        surveys.append(survey_batch(by_id, ordered[begin : begin + _BATCH], settings, decontaminator))
         if progress is not None:
-            progress(done, len(traces))
-    return verdicts
+            progress(min(begin + _BATCH, len(ordered)), len(ordered))
+    asked = {trace.problem_id for trace in ordered}
+    settled = settle(
+        surveys,
+        prompt_duplicates=near_duplicate_problems([p for key, p in sorted(by_id.items()) if key in asked]),
+        near_dedup=near_dedup,
+        prompt_dedup=prompt_dedup,
+        selection={"per_problem": per_problem, "seed": seed, "strategy": strategy, **(selection or {})},
+    )
+    verdicts = [verdict for survey in surveys for verdict in survey.verdicts] + settled.verdicts
+    return FilterResult([once[row.key] for row in settled.kept], verdicts, settled.funnel, settled.clusters)
 
 
-def _decontaminated(traces: Sequence[Trace], by_id: dict[str, Problem], test_problems: Iterable[Problem]) -> list[Verdict]:
-    decontaminator = Decontaminator(problem.prompt for problem in test_problems)
-    verdicts = []
-    for trace in traces:
-        if drop := decontaminator.check(by_id[trace.problem_id].prompt, trace.completion):
-            verdicts.append(Verdict(trace.key, "decontamination", DECONTAMINATION_VERSION, False, drop.reason, drop.evidence))
-    return verdicts
+@dataclass(frozen=True)
+class _Rows:
+    """The candidates of all batches with what is known of each, by place."""
+
+    candidates: list[Candidate]
+    digests: list[bytes]
+    sketches: minhash.Sketches
+    contaminated: dict[int, Drop]
+
+    def in_order(self) -> list[int]:
+        key = [(row.problem_id, row.sample_index, row.key) for row in self.candidates]
+        return sorted(range(len(key)), key=key.__getitem__)
+
+
+def _gather(surveys: Iterable[Survey]) -> tuple[_Rows, Counter[str], Counter[tuple[str, str]]]:
+    candidates, digests, contaminated = [], [], {}
+    parts: list[minhash.Sketches] = []
+    num_samples: Counter[str] = Counter()
+    dropped: Counter[tuple[str, str]] = Counter()
+    for survey in surveys:
+        contaminated.update((len(candidates) + i, drop) for i, drop in enumerate(survey.contaminated) if drop is not None)
+        candidates += survey.candidates
+        digests += survey.digests
+        parts.append(survey.sketches)
+        num_samples.update(survey.num_samples)
+        dropped.update(survey.dropped)
+    return _Rows(candidates, digests, minhash.concatenated(parts), contaminated), num_samples, dropped
+
+
+def _contaminated(rows: _Rows, left: Iterable[int]) -> list[Verdict]:
+    return [
+        Verdict(rows.candidates[i].key, "decontamination", DECONTAMINATION_VERSION, False, *rows.contaminated[i])
+        for i in left
+        if i in rows.contaminated
+    ]
+
+
+def _candidate(trace: Trace, problem: Problem) -> Candidate:
+    return Candidate(trace.key, trace.problem_id, problem.source, trace.num_completion_tokens, trace.sample_index)
+
+
+def _funnel(num_traces: int, dropped: Mapping[tuple[str, str], int]) -> list[FunnelRow]:
+    """One row a stage and reason, the most frequent first; a stage that dropped nothing has a row too."""
+    by_stage: dict[str, dict[str, int]] = defaultdict(dict)
+    for (stage, reason), count in dropped.items():
+        by_stage[stage][reason] = count
+    funnel = []
+    for stage in STAGES:
+        reasons = by_stage.get(stage, {})
+        counted = sorted(reasons.items(), key=lambda item: (-item[1], item[0])) or [("", 0)]
+        funnel += [FunnelRow(stage, reason, num_traces, count) for reason, count in counted]
+        num_traces -= sum(reasons.values())
+    return funnel

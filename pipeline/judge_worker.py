@@ -1,12 +1,14 @@
-"""The process that runs other people's verifiers on text that a model wrote: reasoning-gym's scorers and math-verify.
+"""The process that judges text that a model wrote with other people's code: reasoning-gym's scorers, math-verify, JSON
+schemas, regular expressions, a user's own function.
 
 Started by file path (``python -P judge_worker.py``) and importing nothing of stillhouse, so that it starts the same way from a
 shell, a thread and a Ray actor. One JSON request a line on stdin, one JSON reply a line on stdout. It has no clock of its
 own: whoever asks kills it at the deadline.
 
 What it covers: a hang, memory without bound, a crash, files written, processes started, sockets opened, and scorers that
-``eval`` the answer with their own variables (the gold among them) in scope. What it does not cover: it is not a sandbox
-against a determined attacker; it runs as the same user, and can read what that user can read.
+``eval`` the answer with their own variables (the gold among them) in scope. The environment is empty and the network is cut
+where the kernel allows it (a network namespace of its own). What it does not cover: it is not a sandbox against a determined
+attacker; it runs as the same user, and can read what that user can read.
 """
 
 from __future__ import annotations
@@ -14,11 +16,14 @@ from __future__ import annotations
 import ast
 import builtins
 import contextlib
+import ctypes
 import dataclasses
+import importlib
 import io
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import sys
@@ -153,13 +158,113 @@ def judge_math(gold: str, answer: str) -> tuple[str, str]:
     return "correct", "math-verify: equal"
 
 
+def judge_json(answer: str, schema: Any, gold: str | None) -> tuple[str, str]:
+    """Judge JSON text by a schema and an expected value, where there are such."""
+    try:
+        expected = None if gold is None else _strict_json(gold)
+    except (ValueError, RecursionError) as error:
+        return "undecided", f"the gold is not JSON: {error}"
+    try:
+        value = _strict_json(answer)
+    except (ValueError, RecursionError) as error:
+        return "wrong", f"not JSON: {error}"
+    if schema is not None:
+        import jsonschema
+
+        validator = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+        try:
+            validator.check_schema(schema)
+        except jsonschema.SchemaError as error:
+            return "undecided", f"the schema is no schema: {error.message[:160]}"
+        first = next(validator(schema).iter_errors(value), None)
+        if first is not None:
+            return "wrong", f"{first.json_path}: {first.message[:160]}"
+    if gold is not None and not _same_json(expected, value):
+        return "wrong", "another value than the gold's"
+    return "correct", "the schema holds" if gold is None else "same value"
+
+
+def _strict_json(text: str) -> Any:
+    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len({key for key, _ in pairs}) < len(pairs):
+            raise ValueError("a key stands there twice")
+        return dict(pairs)
+
+    def refuse(name: str) -> Any:
+        raise ValueError(f"{name} is no JSON")
+
+    return json.loads(text, object_pairs_hook=without_repeats, parse_constant=refuse)
+
+
+def _same_json(left: Any, right: Any) -> bool:
+    if isinstance(left, bool) or isinstance(right, bool):
+        return left is right
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(_same_json(left[key], right[key]) for key in left)
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(map(_same_json, left, right))
+    return bool(left == right)
+
+
+def judge_regex(pattern: str, answer: str) -> tuple[str, str]:
+    """Judge by a regular expression that has to match the whole answer."""
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        return "undecided", f"the pattern {pattern[:60]!r} is no regular expression: {error}"
+    return ("correct", "the pattern matches") if compiled.fullmatch(answer) else ("wrong", "the pattern does not match")
+
+
+_functions: dict[str, Callable[..., Any]] = {}
+
+
+def _function(target: str) -> Callable[..., Any]:
+    if target not in _functions:
+        module, _, name = target.partition(":")
+        _functions[target] = getattr(importlib.import_module(module), name)
+    return _functions[target]
+
+
+def judge_by_function(target: str, answer: str, gold: str, entry: dict[str, Any]) -> tuple[str, str]:
+    """Call a user's ``function(answer, gold, entry)`` and read what it says."""
+    said = _function(target)(answer, gold, entry)
+    reason = f"{target} said {said!r}"[:200]
+    if isinstance(said, tuple) and len(said) == 2:
+        said, reason = said[0], str(said[1])
+    if said is None or isinstance(said, bool):
+        return {True: "correct", False: "wrong", None: "undecided"}[said], reason
+    if isinstance(said, str) and said in ("correct", "wrong", "undecided"):
+        return said, reason
+    return (
+        "undecided",
+        f"{target} must return True, False, None, one of the three words, or (word, reason); it returned {said!r}"[:300],
+    )
+
+
 def _prepare(what: str, request: dict[str, Any]) -> None:
     if what == "math":
         judge_math("x+1", "1+x")
-    else:
+    elif what == "json":
+        import jsonschema  # noqa: F401
+    elif what == "python":
+        _function(request["target"])
+    elif what == "reasoning_gym":
         import reasoning_gym  # noqa: F401
 
         _scorer(request["task"], decode_entry(request["options"]))
+
+
+def _judge(request: dict[str, Any]) -> tuple[str, str]:
+    answer = request["answer"]
+    if request["op"] == "math":
+        return judge_math(request["gold"], answer)
+    if request["op"] == "json":
+        return judge_json(answer, request["schema"], request["gold"])
+    if request["op"] == "regex":
+        return judge_regex(request["pattern"], answer)
+    if request["op"] == "python":
+        return judge_by_function(request["target"], answer, request["gold"], request["entry"])
+    return judge_reasoning_gym(request["task"], request["options"], request["entry"], answer, request["must_be_plain"])
 
 
 def _answer(request: dict[str, Any]) -> dict[str, str]:
@@ -168,21 +273,16 @@ def _answer(request: dict[str, Any]) -> dict[str, str]:
         with contextlib.redirect_stdout(io.StringIO()):  # scorers print
             if request["op"] == "prepare":
                 _prepare(request["what"], request)
-                return {"outcome": "ready", "reason": ""}
+                return {"outcome": "ready", "reason": "", "network": _network}
             _judging = True
-            if request["op"] == "math":
-                outcome, reason = judge_math(request["gold"], request["answer"])
-            else:
-                outcome, reason = judge_reasoning_gym(
-                    request["task"], request["options"], request["entry"], request["answer"], request["must_be_plain"]
-                )
+            outcome, reason = _judge(request)
     except MemoryError:
         outcome, reason = "undecided", f"the check needed more than {MEMORY_LIMIT_BYTES >> 30} GiB of memory"
     except BaseException as error:  # SystemExit and the like from model text must not end the worker
         outcome, reason = "undecided", f"the check raised {type(error).__name__}: {str(error)[:120]}"
     finally:
         _judging = False
-    return {"outcome": outcome, "reason": reason}
+    return {"outcome": outcome, "reason": reason, "network": _network}
 
 
 def _refuse(event: str, args: tuple[Any, ...]) -> None:
@@ -197,8 +297,25 @@ def _refuse(event: str, args: tuple[Any, ...]) -> None:
             raise PermissionError("writing a file is not allowed while judging")
 
 
+_network = "unknown"
+
+
+def _cut_network() -> str:
+    """Move into a network namespace of one's own, as root or through a user namespace; say what came of it."""
+    new_user, new_net = 0x10000000, 0x40000000
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "unshare"):
+        return "not cut off: this system has no unshare"
+    for flags in (new_net, new_user | new_net):
+        if libc.unshare(flags) == 0:
+            return "cut off"
+    return f"not cut off: unshare says {os.strerror(ctypes.get_errno())}"
+
+
 def serve() -> None:
     """Answer requests until stdin closes."""
+    global _network
+    _network = _cut_network()
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)

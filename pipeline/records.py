@@ -125,7 +125,7 @@ class Verdict:
     """What one check said of one trace.
 
     ``outcome`` is filled by verifiers only ("" for filters). A dropped trace keeps its verdict on disk. ``evidence``
-    quotes what the check looked at (at most 200 characters).
+    quotes what the check looked at (at most 200 characters). A ``shadow`` verdict says what a check would do that only watches.
     """
 
     trace_key: str
@@ -135,6 +135,7 @@ class Verdict:
     reason: str
     evidence: str = ""
     outcome: str = ""
+    shadow: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,40 +1,38 @@
 """Judge an answer: correct, wrong or undecided, with a reason. A time-out is undecided, never wrong.
 
-Four kinds of problem are equals: ``reasoning_gym`` (the task's own scorer), ``math``, ``choice`` and ``exact``. What runs other
-people's code on model text (reasoning-gym's scorers, some of which ``eval`` it, and math-verify) runs in a process of its
-own with a deadline for each item and SIGKILL behind it, so that the verdict is the same from the main thread, another
-thread and a Ray actor, and the item after a hang is fine. Nothing in this process evaluates what a model wrote.
-
-Known false accepts of math-verify that are not caught here: units (5 cm = 5 m) and unordered products (abc = cab).
+All kinds of problem are equals; each has its module in ``verifiers/``. What runs other people's code on model text
+(reasoning-gym's scorers, some of which ``eval`` it, math-verify, a user's own function) or can take for ever (regular
+expressions, JSON schemas) runs in processes of its own with a deadline for each item and SIGKILL behind it, so that the
+verdict is the same from the main thread, another thread and a Ray actor, and the item after a hang is fine. Nothing in this
+process evaluates what a model wrote.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from stillhouse.pipeline.errors import RecipeError
-from stillhouse.pipeline.exact_numbers import exact_number, plain_text, unwrapped
+from stillhouse.pipeline.exact_numbers import exact_number, unwrapped
 from stillhouse.pipeline.extraction import boxed_answer
-from stillhouse.pipeline.judge_process import ask
-from stillhouse.pipeline.records import Outcome, Problem
+from stillhouse.pipeline.records import Problem
+from stillhouse.pipeline.verifiers.choice import letter_of, verify_choice, verify_exact
+from stillhouse.pipeline.verifiers.judgement import Judgement
+from stillhouse.pipeline.verifiers.math_answer import gold_words, verify_math
+from stillhouse.pipeline.verifiers.quantity import verify_number
+from stillhouse.pipeline.verifiers.reasoning_gym import verify_reasoning_gym
+from stillhouse.pipeline.verifiers.structured import PYTHON_PREFIX, verify_by_function, verify_json, verify_regex
 
-VERIFIER_VERSION = 1
+VERIFIER_VERSION = 2
 """Raised whenever a verdict could change; part of every Verdict and of the filter stage's fingerprint."""
 
-KINDS = ("reasoning_gym", "math", "choice", "exact")
+KINDS = ("reasoning_gym", "math", "choice", "exact", "number", "json", "regex", "code")
+"""Beside them ``python:package.module:function``, a user's own."""
+
 DEADLINE_S = 5.0
 MAX_ANSWER_CHARS = 4_000
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """What a verifier said of one answer, and why."""
-
-    outcome: Outcome
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,119 +51,102 @@ def verify(problem: Problem, answer: str | None, *, timeout_s: float = DEADLINE_
 
     Args:
         problem: ``problem.kind`` chooses the verifier.
-        answer: the extracted answer (content of the box), or None where none was found.
+        answer: the extracted answer (content of the box; of a fenced block for code), or None where none was found.
         timeout_s: seconds for the item; past it the checking process is killed and the outcome is undecided.
 
     Raises:
-        RecipeError: the problem's kind is not one of ``KINDS``.
+        RecipeError: the problem's kind is not one of ``KINDS``, or its entry is not a JSON object.
         StillhouseError: the checking process does not start on this machine.
     """
-    require_known_kind(problem.kind, where=f"problem {problem.id[:12]}")
+    where = f"problem {problem.id[:12]}"
+    require_known_kind(problem.kind, where=where)
+    if problem.kind == "reasoning_gym":
+        entry: dict[str, Any] = {}
+    else:
+        entry = _entry(problem.entry, where)
+    return judge(problem.kind, problem.answer, answer, entry, stored_entry=problem.entry, timeout_s=timeout_s)
+
+
+def judge(
+    kind: str,
+    gold: str,
+    answer: str | None,
+    entry: dict[str, Any],
+    *,
+    stored_entry: str = "",
+    timeout_s: float = DEADLINE_S,
+) -> Judgement:
+    """Judge one extracted answer by its parts; ``stored_entry`` is a reasoning-gym problem's entry as it is stored."""
     if answer is None or not answer.strip():
         return Judgement("wrong", "no answer")
-    if len(answer) > MAX_ANSWER_CHARS + len(problem.answer):
+    if len(answer) > MAX_ANSWER_CHARS + len(gold) and kind not in ("json", "code"):
         return Judgement("undecided", f"the answer has {len(answer)} characters; not checked")
-    if problem.kind == "reasoning_gym":
-        return _verify_reasoning_gym(problem, answer, timeout_s)
-    if problem.kind == "math":
-        return _verify_math(problem.answer, answer, timeout_s)
-    if problem.kind == "choice":
-        return _verify_choice(problem.answer, answer)
-    return _verify_exact(problem.answer, answer)
+    if kind == "reasoning_gym":
+        return verify_reasoning_gym(stored_entry, answer, timeout_s)
+    if kind == "math":
+        return verify_math(gold, answer, timeout_s)
+    if kind == "choice":
+        return verify_choice(gold, answer)
+    if kind == "number":
+        return verify_number(gold, answer, entry)
+    if kind == "json":
+        return verify_json(gold, answer, entry, timeout_s)
+    if kind == "regex":
+        return verify_regex(gold, answer, entry, timeout_s)
+    if kind == "code":
+        from stillhouse.pipeline.verifiers.code import verify_program
+
+        return verify_program(entry, answer, timeout_s=timeout_s)
+    if kind.startswith(PYTHON_PREFIX):
+        return verify_by_function(kind, gold, answer, entry, timeout_s)
+    return verify_exact(gold, answer)
 
 
 def require_known_kind(kind: str, *, where: str) -> None:
     """Raise RecipeError where a problem kind has no verifier."""
-    if kind not in KINDS:
-        raise RecipeError(f"{where}: no verifier for kind={kind!r}; the kinds are {', '.join(KINDS)}")
+    if kind in KINDS or is_entry_point(kind):
+        return
+    raise RecipeError(
+        f"{where}: no verifier for kind={kind!r}; the kinds are {', '.join(KINDS)}, and {PYTHON_PREFIX}package.module:function"
+    )
 
 
-def _verify_exact(gold: str, answer: str) -> Judgement:
-    if plain_text(gold) == plain_text(answer):
-        return Judgement("correct", "same text")
-    return Judgement("wrong", "other text")
+def is_entry_point(kind: str) -> bool:
+    """Whether a kind is written ``python:package.module:function``."""
+    module, _, function = kind.removeprefix(PYTHON_PREFIX).partition(":")
+    names = [*module.split("."), function]
+    return kind.startswith(PYTHON_PREFIX) and all(name.isidentifier() for name in names)
 
 
-_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|operatorname)\s*\{([^{}]*)\}")
-_LETTER = re.compile(r"[(\[]?\s*([A-Za-z])\s*[)\]]?\s*[.:]?")
-
-
-def _letter(text: str) -> str | None:
-    match = _LETTER.fullmatch(_TEXT_COMMAND.sub(r"\1", plain_text(text)).strip("$ "))
-    return match[1].upper() if match else None
-
-
-def _verify_choice(gold: str, answer: str) -> Judgement:
-    gold_letter, letter = _letter(gold), _letter(answer)
-    if gold_letter is None:
-        return Judgement("undecided", f"the gold {gold[:40]!r} is not one letter")
-    if letter is None:
-        return Judgement("wrong", "the answer is not one letter")
-    return Judgement("correct" if letter == gold_letter else "wrong", f"letter {letter}, gold {gold_letter}")
-
-
-_WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*[A-Za-z]")
-_FUNCTIONS = re.compile(r"(?:a|arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|exp|sqrt|pi|infty|infinity")
-
-
-def _words_only(text: str) -> str | None:
-    """Return a gold that is words and no formula (``Even``, ``\\text{no solution}``) without its markup."""
-    plain = plain_text(_TEXT_COMMAND.sub(r"\1", unwrapped(text)))
-    longest = max((len(word) for word in plain.split()), default=0)
-    marked = bool(_TEXT_COMMAND.fullmatch(unwrapped(text)))
-    if not _WORDS.fullmatch(plain) or _FUNCTIONS.fullmatch(plain.lower()) or not (marked or longest >= 4):
-        return None
-    return plain.casefold()
-
-
-def _verify_math(gold: str, answer: str, timeout_s: float) -> Judgement:
-    gold_number, number = exact_number(gold), exact_number(answer)
-    if gold_number is not None and number is not None:
-        return Judgement("correct" if gold_number == number else "wrong", "exact arithmetic")
-    gold_text, text = unwrapped(gold), unwrapped(answer)
-    if gold_text and gold_text == text:
-        return Judgement("correct", "same text")
-    words = _words_only(gold)
-    if words is not None:
-        same = words == plain_text(_TEXT_COMMAND.sub(r"\1", text)).casefold()
-        return Judgement("correct" if same else "wrong", "same words" if same else "other words")
-    if not gold_text or not text:
-        return Judgement("undecided", "nothing to compare")
-    return Judgement(*ask({"op": "math", "what": "math", "gold": gold_text, "answer": text}, timeout_s))
-
-
-# Several scorers hand the answer to eval or sympy.parse_expr; the worker refuses what it can, this keeps the rest out.
-_CODE = re.compile(r"__|\blambda\b|\b(?:eval|exec|open|compile|getattr|setattr|globals|locals|vars|exit|quit|import\w*)\s*\(")
-_TOKENS = re.compile(r"\w+")
-
-
-def _verify_reasoning_gym(problem: Problem, answer: str, timeout_s: float) -> Judgement:
-    stored = json.loads(problem.entry)
-    gold = stored["entry"]["answer"]
-    answer = answer.strip().replace("−", "-")
-    if len(answer) > 2 and answer.startswith("$") and answer.endswith("$") and not gold.startswith("$"):
-        answer = answer.strip("$").strip()
-    if answer == gold.strip():
-        answer = gold
-    elif (code := _CODE.search(answer)) and not _CODE.search(gold):
-        return Judgement("wrong", f"the answer holds program text ({code[0]!r})")
-    gold_words, words = (_TOKENS.findall(text.casefold()) for text in (gold, answer))
-    number = exact_number(answer)
-    of_gold = len(words) <= len(gold_words) and set(words) <= set(gold_words)
-    of_gold = of_gold or (number is not None and number == exact_number(gold))
-    request = {"op": "reasoning_gym", "what": "reasoning_gym", "answer": answer, "must_be_plain": not of_gold, **stored}
-    return Judgement(*ask(request, timeout_s))
+def _entry(text: str, where: str) -> dict[str, Any]:
+    if not text:
+        return {}
+    try:
+        entry = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RecipeError(f"{where}: its entry is not JSON ({error})") from error
+    if not isinstance(entry, dict):
+        raise RecipeError(f"{where}: its entry must be a JSON object, got {type(entry).__name__}")
+    return entry
 
 
 def mutated_golds(problem: Problem) -> list[str]:
     """Answers that differ from the gold by construction: a number plus and minus one, the next letter, other text."""
     gold = problem.answer
+    if problem.kind == "number":
+        return [f"1{gold}" if gold[:1].isdigit() else f"3 {gold}", "no number"]
+    if problem.kind == "json":
+        return [json.dumps({"no such key": gold}), "{", "no JSON"]
+    if problem.kind == "regex":
+        return [f"{gold}\x07", "\x07"]
+    if problem.kind == "code":
+        return ["pass", f"raise SystemExit(0)\n{gold}"]
     number = exact_number(gold) if problem.kind != "choice" else None
     if number is not None:
         return [str(number + 1), str(number - 1)]
-    if problem.kind == "choice" and (letter := _letter(gold)):
+    if problem.kind == "choice" and (letter := letter_of(gold)):
         return [chr((ord(letter) - ord("A") + 1) % 26 + ord("A"))]
-    if problem.kind == "math" and _words_only(gold) is None:
+    if problem.kind == "math" and gold_words(gold) is None:
         return [f"({unwrapped(gold)}) + 1", "\\text{no such answer}"]
     return [f"{gold} zzz", "zzz"]
 
@@ -180,7 +161,8 @@ def self_check(problems: Iterable[Problem]) -> SelfCheck:
     failures = []
     for problem in problems:
         num_problems += 1
-        extracted = boxed_answer(f"\\boxed{{{problem.answer}}}")
+        boxed = problem.kind != "code"  # a program stands in a fenced block, and its braces need not balance
+        extracted = boxed_answer(f"\\boxed{{{problem.answer}}}") if boxed else problem.answer
         judgement = verify(problem, extracted)
         name = f"{problem.source} problem {problem.id[:12]}"
         if judgement.outcome == "correct":

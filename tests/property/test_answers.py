@@ -10,7 +10,25 @@ from stillhouse.pipeline.exact_numbers import exact_number
 from stillhouse.pipeline.extraction import boxed_answer, split_reasoning, strict_answer
 from stillhouse.pipeline.records import Problem
 from stillhouse.pipeline.verification import verify
+from stillhouse.pipeline.verifiers.equality import same_answer
+from stillhouse.pipeline.verifiers.expressions import read
+from stillhouse.pipeline.verifiers.latex import Unreadable
+from stillhouse.pipeline.verifiers.lenient import lenient_answer, lenient_letter
+from stillhouse.pipeline.verifiers.units import unit_of
 
+# Pieces of LaTeX in any order: mostly nonsense, as a model writes it when it goes astray.
+VOCABULARY = [
+    r"1", r"2", r"3.5", r"x", r"y", r"n", r"e", r"i", r"\pi", r"+", r"-", r"*", r"/", r"^", r"_", r"!", r"%", r"'",
+    r"=", r"<", r"\le", r",", r";", r":", r"(", r")", r"[", r"]", r"\{", r"\}", r"{", r"}", r"|", r"\frac{1}{2}",
+    r"\frac", r"\sqrt", r"\sin", r"\log_2", r"\text{cm}", r"and", r"or", r"\pm", r"\infty", r"\cup", r"\in",
+    r"\approx", r"^\circ", r"\begin{pmatrix}", r"\end{pmatrix}", r"&", r"\\", r"\sum_{k=1}^{n}", r"\binom", r"\left(",
+    r"\right)", r"$", r"f(x)", r"\boxed{", r"\overline", r"cm", r"1,000", r"1,22", r"\$",
+]  # fmt: skip
+PIECES = st.lists(
+    st.sampled_from(VOCABULARY),
+    min_size=1,
+    max_size=12,
+)
 FRACTIONS = st.fractions(min_value=-(10**9), max_value=10**9, max_denominator=10**6)
 BALANCED = st.recursive(
     st.text(alphabet="abc 123+-=,.$\n", max_size=8),
@@ -71,6 +89,36 @@ def test_no_text_breaks_the_readers(text):
         assert (parsed.reasoning is None) == (parsed.answer_text is None)
         number = exact_number(raw)
         assert number is None or isinstance(number, Fraction)
+
+
+@given(PIECES, PIECES)
+@settings(max_examples=500)
+def test_the_reader_takes_or_refuses_any_formula(left, right):
+    """A formula that breaks the reader, or sends it round in circles, would stop the run that it stands in."""
+    trees = []
+    for pieces in (left, right):
+        text = " ".join(pieces)
+        assert lenient_answer(text) is None or isinstance(lenient_answer(text), str)
+        try:
+            trees.append(read(text))
+        except Unreadable:
+            return
+    try:
+        for tree in trees:
+            assert same_answer(tree, tree)
+        same_answer(*trees)
+    except ArithmeticError:  # it cannot be decided, and says so
+        return
+
+
+@given(st.text(max_size=200))
+def test_no_text_breaks_the_lenient_reader(text):
+    """Other people's outputs hold anything; reading them must never raise."""
+    for raw in (text, f"The answer is {text}", f"\\boxed{{{text}"):
+        lenient_answer(raw)
+        letter = lenient_letter(raw)
+        assert letter is None or letter in "ABCDEFGHIJ"
+    unit_of(text)
 
 
 @given(st.text())

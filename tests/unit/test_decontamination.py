@@ -1,11 +1,16 @@
 """No test problem in the training traces, and no training problem lost because it looks like one."""
 
+import json
 import random
 import re
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from stillhouse.pipeline.decontamination import Decontaminator
+from stillhouse.pipeline.errors import RecipeError
+from stillhouse.pipeline.overlap.evaluation_sets import evaluation_prompts
 from stillhouse.pipeline.problems import disjoint, reasoning_gym_problems
 
 TASKS = [
@@ -139,3 +144,78 @@ def test_nothing_to_compare_with_drops_nothing():
     for empty in ([], ["", " \n"]):
         assert Decontaminator(empty).check(WORDY, WORDY) is None
     assert Decontaminator([WORDY]).check("", "") is None
+
+
+def test_an_embedded_near_copy_is_found_in_prompt_and_trace():
+    """A lightly edited copy with a task around it has other numbers beside its own; it still is the copy."""
+    edited = WORDY.replace("home", "back")
+    decontaminator = Decontaminator({"farms": [WORDY]})
+    prompt = f"Here are 2 tasks. First: {edited} Then name 3 colours."
+    assert decontaminator.check(prompt, "").reason == "the prompt is a near copy of an item of farms"
+    drop = decontaminator.check("What is a leap year?", f"<think>Step 1. Take this one: {edited} So 12 - 5 = 7.</think>7")
+    assert drop.reason == "the trace holds a near copy of an item of farms"
+    assert "12 hens and sells 5" in drop.evidence
+    swapped = edited.replace("5", "6")
+    assert decontaminator.check(f"Here are 2 tasks. First: {swapped} Then name 3 colours.", f"Take this: {swapped} So") is None
+
+
+def test_a_reworded_copy_is_found_by_minhash():
+    """Every few words another one, so that no run of eight is left, and the same numbers in the same places."""
+    item = (
+        "Lena has 14 red marbles and 23 blue marbles in a box. She gives 9 of the red marbles to her brother Tom, who "
+        "already owned 31 marbles of his own. How many more marbles does Tom have than Lena after that?"
+    )
+    copy = item.replace("in a box", "in the box").replace("her brother Tom", "her cousin Tom").replace("after that", "then")
+    drop = Decontaminator([item], min_share=2.0).check(copy, "")
+    assert drop is not None
+    assert drop.reason == "the prompt is a near copy of a test problem"
+    assert "alike: lena has 14 red" in drop.evidence
+    assert Decontaminator([item], min_share=2.0).check(copy.replace("23", "24"), "") is None
+
+
+def test_instructions_around_an_item_are_no_part_of_it():
+    """Benchmarks append how to answer; the copy in the training data comes without it, or with another one."""
+    suffix = "Please reason step by step, and put your final answer within \\boxed{}."
+    decontaminator = Decontaminator([f"{WORDY}\n{suffix}"])
+    assert decontaminator.check(f"{WORDY} Let's think step by step.", "") is not None
+    assert decontaminator.check(f"What is 2 + 2? {suffix}", f"<think>I shall {suffix.lower()}</think>4") is None
+
+
+def test_batches_say_what_single_traces_do():
+    """The quick look-up for whole batches must not lose a single one."""
+    test_prompts = [p.prompt for p in prompts("leg_counting", {}, size=60, seed=1, split="test")]
+    others = [p.prompt for p in prompts("leg_counting", {}, size=60, seed=10**6, split="train")]
+    decontaminator = Decontaminator(test_prompts)
+    pairs = [(other, f"<think>{quoted}</think>") for other, quoted in zip(others, test_prompts[:30] + others[30:])]
+    drops = decontaminator.check_batch(pairs)
+    assert drops == [decontaminator.check(*pair) for pair in pairs]
+    assert [drop is not None for drop in drops] == [True] * 30 + [False] * 30
+    assert decontaminator.check_batch([]) == []
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_evaluation_sets_are_read_from_files(tmp_path, ending):
+    """The set on one's own disk is the one that must not leak; a column that is not there must be named, not skipped."""
+    path = tmp_path / f"set.{ending}"
+    rows = [{"id": 1, "question": WORDY}, {"id": 2, "question": " "}, {"id": 3, "question": "Why?"}]
+    if ending == "jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    assert evaluation_prompts(str(path)) == [WORDY, "Why?"]
+    with pytest.raises(RecipeError, match=r"row 1: field 'task' is missing; the row has id, question"):
+        evaluation_prompts(str(path), field="task")
+    with pytest.raises(RecipeError, match=r"row 1: field 'id' holds a int, not text"):
+        evaluation_prompts(str(path), field="id")
+    path.write_bytes(b"{" if ending == "jsonl" else b"no parquet")
+    with pytest.raises(RecipeError, match=r"set\.(jsonl, line 1: not JSON|parquet)"):
+        evaluation_prompts(str(path))
+
+
+def test_an_evaluation_set_that_is_not_there_stops_the_run(tmp_path):
+    """Decontaminated against nothing, a run would report clean data."""
+    with pytest.raises(RecipeError, match="cannot read the evaluation set"):
+        evaluation_prompts(str(tmp_path / "absent.jsonl"))
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(RecipeError, match="no prompts in it"):
+        evaluation_prompts(str(tmp_path / "empty.jsonl"))

@@ -2,7 +2,15 @@
 
 import pytest
 
-from stillhouse.pipeline.extraction import ParsedCompletion, boxed_answer, graded_answer, split_reasoning, strict_answer
+from stillhouse.pipeline.extraction import (
+    ParsedCompletion,
+    boxed_answer,
+    fenced_block,
+    graded_answer,
+    split_reasoning,
+    strict_answer,
+    strict_answer_of,
+)
 from stillhouse.pipeline.prompts import opens_think_block
 
 NOTHING = ParsedCompletion(None, None)
@@ -90,3 +98,30 @@ def test_prefilled_think_tag_is_seen_at_the_prompts_end_only():
 def test_a_score_counts_a_direct_answer_and_no_unfinished_thought(completion, answer):
     """The base, which never thinks, is measured by its answers; a student that never stops thinking gets nothing."""
     assert graded_answer(completion) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "block"),
+    [
+        ("```json\n[1]\n```", "[1]"),
+        ("```json\n[1]\n```\nor\n```\n[2]\n```\n", "[2]"),
+        ("```json\n[1]\n```\n```python\nx\n```", "[1]"),
+        ("```json\n[1]", None),
+        ("```json\n\n```", None),
+        ("[1]", None),
+    ],
+)
+def test_the_last_closed_fenced_block_of_a_language_counts(text, block):
+    """JSON of a block that was cut off, or of an example before the answer, would be judged as the answer."""
+    assert fenced_block(text, "json") == block
+
+
+def test_each_kind_finds_its_answer_where_it_is_written():
+    """JSON inside a box breaks on its own braces, and a program has none; both stand in fenced blocks."""
+    json_block = "<think>```json\n[0]\n```</think>```json\n[1]\n```"
+    assert strict_answer_of("json", json_block) == "[1]"
+    assert strict_answer_of("json", "<think>a</think>\\boxed{[2]}") == "[2]"
+    assert strict_answer_of("json", "```json\n[1]\n```") is None
+    assert strict_answer_of("code", "<think>a</think>\n```python\nprint(1)\n```") == "print(1)\n"
+    assert strict_answer_of("code", "```python\nprint(1)\n```") is None
+    assert strict_answer_of("math", "<think>a</think>\\boxed{3}") == "3"

@@ -1,10 +1,13 @@
 """The whole filter stage on records, with real verifiers: what comes out, and where everything else went."""
 
+import pickle
 import random
 
 import pytest
 
-from stillhouse.pipeline.funnel import FunnelRow, filter_traces
+from stillhouse.pipeline.decontamination import Decontaminator
+from stillhouse.pipeline.filters.settings import default_filters
+from stillhouse.pipeline.funnel import FunnelRow, filter_traces, settle, survey_batch
 from stillhouse.pipeline.problems import reasoning_gym_problems
 from stillhouse.pipeline.records import Problem, Trace, Verdict, content_key, from_table, to_table
 
@@ -65,7 +68,7 @@ def test_everything_that_goes_in_is_accounted_for():
     """Nothing is deleted: a trace without a final verdict would be lost from the report."""
     traces = all_kinds_of_traces()
     result = run(traces)
-    dropped = {v.trace_key for v in result.verdicts if not v.keep}
+    dropped = {v.trace_key for v in result.verdicts if not v.keep and not v.shadow}
     selected = {v.trace_key for v in result.verdicts if v.check == "selected"}
     assert selected == {t.key for t in result.kept}
     assert dropped.isdisjoint(selected)
@@ -75,6 +78,7 @@ def test_everything_that_goes_in_is_accounted_for():
     assert len(verified) == 36
     assert {v.outcome for v in verified} == {"correct", "wrong"}
     assert {v.outcome for v in result.verdicts if v.check != "verify_reasoning_gym"} == {""}
+    assert not any(v.shadow and v.check != "near_dedup" for v in result.verdicts)
     assert from_table(Verdict, to_table(Verdict, result.verdicts)) == result.verdicts
 
 
@@ -123,11 +127,56 @@ def test_undecided_is_dropped_under_its_own_name():
     assert result.kept == []
 
 
-def test_progress_counts_up_to_the_number_verified():
+def test_progress_ends_full():
     """The bar of the slow stage must move and end full."""
     calls = []
     run(all_kinds_of_traces(), progress=lambda done, total: calls.append((done, total)))
-    assert calls == [(i, 36) for i in range(1, 37)]
+    assert calls == [(48, 48)]
+
+
+def test_batches_may_be_cut_and_come_back_in_any_order():
+    """Ray tasks judge batches on any node; the training set and the report must be those of one process."""
+    traces = all_kinds_of_traces()
+    whole = run(traces)
+    by_id = {problem.id: problem for problem in TRAIN}
+    decontaminator = pickle.loads(pickle.dumps(Decontaminator(p.prompt for p in TEST)))
+    settings = default_filters(min_tokens=5, max_tokens=100)
+    for seed, size in ((1, 1), (2, 7), (3, 48)):
+        shuffled = random.Random(seed).sample(traces, len(traces))
+        batches = [shuffled[i : i + size] for i in range(0, len(shuffled), size)]
+        surveys = (pickle.loads(pickle.dumps(survey_batch(by_id, batch, settings, decontaminator))) for batch in batches)
+        settled = settle(surveys, selection={"per_problem": 2, "seed": 0})
+        assert [row.key for row in settled.kept] == [trace.key for trace in whole.kept]
+        assert settled.funnel == whole.funnel
+        assert settled.clusters == whole.clusters
+
+
+def test_near_duplicates_are_watched_by_default_and_dropped_on_demand():
+    """What MinHash takes out is a hypothesis; the report has to show it before a recipe trusts it."""
+    problem = TRAIN[0]
+    words = " ".join(f"step {i} adds {i * 7}" for i in range(60))
+    traces = [make_trace(problem, i, worked(problem, f" {words} {note}")) for i, note in enumerate(("so", "thus", "hence"))]
+    watched, dropped = (run(traces, per_problem=9, near_dedup=mode) for mode in ("shadow", "drop"))
+    assert len(watched.kept) == 3
+    assert [v.trace_key for v in watched.verdicts if v.shadow and v.check == "near_dedup"] == [t.key for t in traces[1:]]
+    assert [t.key for t in dropped.kept] == [traces[0].key]
+    assert FunnelRow("dedup", "near duplicate of an earlier trace", 3, 2) in dropped.funnel
+    (cluster,) = dropped.clusters
+    assert (cluster.kept, [dup.key for dup in cluster.duplicates]) == (traces[0].key, [t.key for t in traces[1:]])
+
+
+def test_the_teachers_own_pass_rate_is_counted_over_all_its_samples():
+    """Counted over the correct ones alone, every problem would look easy."""
+    result = run(all_kinds_of_traces(), per_problem=9, selection={"teacher_band": (0.0, 0.5)})
+    assert result.kept == []
+    assert {v.evidence for v in result.verdicts if v.check == "pass_rate"} == {"pass rate 0.62, wanted 0 to 0.5"}  # 5 of 8
+    assert len(run(all_kinds_of_traces(), per_problem=9, selection={"teacher_band": (0.5, 0.9)}).kept) == 18
+
+
+def test_a_named_evaluation_set_is_kept_out_under_its_name():
+    """Whoever reads the report wants to know which benchmark leaked, not that one did."""
+    result = run(all_kinds_of_traces(), test_problems=[], evaluation_sets={"sums-500": [TEST[0].prompt]})
+    assert FunnelRow("decontamination", "the trace holds an item of sums-500", 24, 6) in result.funnel
 
 
 def test_a_trace_of_an_unknown_problem_is_refused():

@@ -1,22 +1,20 @@
 """The verdicts that decide what is learnt and what pass@1 is."""
 
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
-import threading
 from fractions import Fraction
 
 import pytest
 
-from stillhouse.pipeline import judge_process
-from stillhouse.pipeline.errors import RecipeError, StillhouseError
+from stillhouse.pipeline.errors import RecipeError
 from stillhouse.pipeline.exact_numbers import exact_number
 from stillhouse.pipeline.judge_worker import decode_entry, encode_entry
 from stillhouse.pipeline.problems import reasoning_gym_problems
 from stillhouse.pipeline.records import Problem
 from stillhouse.pipeline.verification import mutated_golds, self_check, verify
+from stillhouse.pipeline.verifiers.math_answer import verify_math
 
 
 def math_problem(gold):
@@ -54,6 +52,8 @@ def gym(task, *, size=1, **options):
         (r"\frac{1}{0}", None),
         ("1,22", None),  # a decimal comma or a pair: not ours to guess
         ("1,2,3", None),
+        ("32, 349", None),
+        ("0,111", None),
         ("50%", None),
         ("5 cm", None),
         ("1 000", None),
@@ -95,6 +95,59 @@ def test_numbers_are_read_exactly_or_not_at_all(text, number):
         ("42", "", "wrong"),
         ("42", None, "wrong"),
         ("Paris is in France", "Paris is in Spain", "wrong"),
+        # what math-verify takes for equal, or for different, and is not
+        (r"1-\frac{1}{e}", r"1+\frac{1}{e}", "wrong"),
+        (r"10^{300}", r"10^{300}+1", "wrong"),
+        ("5 cm", "5 m", "wrong"),
+        (r"5\text{ m}", r"500 \text{ cm}", "correct"),
+        ("101_2", "5", "correct"),
+        ("101_2", "101", "wrong"),
+        ("-5", "−5", "correct"),
+        ("12", "7 or 12", "wrong"),
+        # kinds of gold
+        (r"\sqrt{2}", "1.4142135623730951", "correct"),
+        (r"\frac{1}{3}", "0.33", "wrong"),
+        ("5", "5.0000000001", "wrong"),
+        ("3.1416", r"\pi", "correct"),
+        ("0.30000000000000004", "0.3", "correct"),
+        ("(1, 2)", "(2, 1)", "wrong"),
+        (r"\{1, 2\}", "2, 1", "correct"),
+        (r"\{1, 2\}", "(1, 2)", "wrong"),
+        ("[0, 1)", "[0, 1]", "wrong"),
+        ("(0, 1)", "0 < x < 1", "wrong"),  # the gold's form is part of the question
+        ("0 < x < 1", "(0, 1)", "correct"),
+        (r"(0,1) \cup (1,2]", r"(1,2] \cup (0,1)", "correct"),
+        (r"x \le 5", r"5 \ge x", "correct"),
+        ("x < 1", "x > 1", "wrong"),
+        ("y = 2x + 1", "2x - y = -1", "correct"),
+        ("2x + y = 3", "3", "wrong"),
+        ("x = 3", "y = 3", "wrong"),
+        ("AB = 4, CD = 5", "5, 4", "wrong"),
+        (r"x = 1 \pm \sqrt{2}", r"1-\sqrt{2}, 1+\sqrt{2}", "correct"),
+        (r"\pm 3", "3", "wrong"),
+        (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{bmatrix}1&2\\3&4\end{bmatrix}", "correct"),
+        (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&3\\2&4\end{pmatrix}", "wrong"),
+        ("1:2", "3:6", "correct"),
+        ("12:30", "2:05", "wrong"),
+        (r"25\%", "0.25", "correct"),
+        (r"25\%", r"0.25\%", "wrong"),
+        (r"90^\circ", r"\frac{\pi}{2}", "correct"),
+        (r"\sin 30^\circ", r"\frac12", "correct"),
+        ("2+3i", "2-3i", "wrong"),
+        ("|x|", "x", "wrong"),
+        ("(-1)^n", "1", "wrong"),
+        (r"\lfloor x \rfloor", "x", "wrong"),
+        (r"\binom{6}{2}", "15", "correct"),
+        (r"0.1\overline{6}", r"\frac16", "correct"),
+        (r"\log_2 8", "3", "correct"),
+        (r"\sin^2 x + \cos^2 x", "1", "correct"),
+        ("ab", "ba", "correct"),
+        ("35 apples", "35 oranges", "wrong"),
+        ("5", "5'", "wrong"),
+        ("1, 22", "1.22", "wrong"),
+        ("5", r"\begin{pmatrix} ) \end{pmatrix}", "wrong"),  # once went round in circles
+        ("2", r"2 \approx 3", "wrong"),
+        (r"25\%", r"\$25", "wrong"),
     ],
 )
 def test_math_verdicts(gold, answer, outcome):
@@ -102,72 +155,34 @@ def test_math_verdicts(gold, answer, outcome):
     assert verify(math_problem(gold), answer).outcome in ((outcome,) if outcome == "correct" else (outcome, "undecided"))
 
 
-@pytest.mark.parametrize("answer", [r"10^{10^{10^{10}}}", r"(10^{10^{9}})!", "9**9**9**9**9"])
-def test_a_hanging_answer_is_not_correct_and_the_next_one_is_judged(answer):
-    """One tower of powers must neither stall the run nor spoil the verdicts after it."""
-    assert verify(math_problem("5"), answer, timeout_s=0.5).outcome in ("undecided", "wrong")
-    assert verify(math_problem("x+1"), "1+x").outcome == "correct"
+@pytest.mark.parametrize(
+    ("gold", "answer", "outcome"),
+    [
+        ("55", r"\sum_{k=1}^{10} k", "correct"),
+        ("54", r"\sum_{k=1}^{10} k", "wrong"),
+        (r"\frac{1}{2}", r"\int_0^1 x\,dx", "correct"),
+    ],
+)
+def test_the_second_opinion_is_asked_where_ours_ends(gold, answer, outcome):
+    """A right answer that is a sum or an integral would be wrong to a reader that only compares what it can compute."""
+    judged = verify(math_problem(gold), answer, timeout_s=30)
+    assert (judged.outcome, "math-verify" in judged.reason) == (outcome, True)
 
 
-def test_a_timeout_says_undecided_and_why():
-    """A time-out counted as wrong would blame the model for our limits."""
-    judged = verify(math_problem("5"), r"10^{10^{10^{10}}}", timeout_s=0.5)
-    assert judged.outcome == "undecided"
-    assert "killed" in judged.reason
+def test_a_short_decimal_of_the_gold_is_left_undecided():
+    """Called correct, rounding would be learnt; called wrong, the model is blamed for what the question did not say."""
+    assert verify(math_problem(r"\frac{2}{3}"), "0.667").outcome == "undecided"
+    assert verify(math_problem(r"\frac{2}{3}"), "0.668").outcome == "wrong"
 
 
-def test_verdicts_are_the_same_from_many_threads():
-    """math-verify by itself raises off the main thread, and a caller then scored every answer as wrong."""
-    rows = [("x+1", "1+x", "correct"), ("x+1", "x+2", "wrong"), ("5", r"10^{10^{10^{10}}}", "undecided")] * 2
-    outcomes = [None] * len(rows)
-
-    def judge(index):
-        gold, answer, expected = rows[index]
-        outcomes[index] = verify(math_problem(gold), answer, timeout_s=0.5 if expected == "undecided" else 30).outcome
-
-    threads = [threading.Thread(target=judge, args=(index,)) for index in range(len(rows))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert outcomes == [expected for _, _, expected in rows]
-
-
-def _judge_in_fork(queue):
-    outcome = verify(math_problem("x+1"), "1+x").outcome
-    queue.put((outcome, judge_process._worker.process.pid))
-
-
-def test_a_forked_process_judges_for_itself():
-    """Two processes on one pipe would read each other's verdicts, and a lock held at the fork would never open again."""
-    assert verify(math_problem("x+2"), "2+x").outcome == "correct"
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    child = context.Process(target=_judge_in_fork, args=(queue,), daemon=True)
-    with judge_process._lock:  # as when another thread is being judged at this moment
-        child.start()
-    outcome, worker_pid = queue.get(timeout=60)
-    child.join()
-    assert outcome == "correct"
-    assert worker_pid != judge_process._worker.process.pid
-    assert verify(math_problem("x+3"), "3+x").outcome == "correct"
-
-
-def test_a_killed_worker_is_replaced():
-    """An out-of-memory kill between two items must not turn every later verdict into undecided."""
-    assert verify(math_problem("x+1"), "1+x").outcome == "correct"
-    judge_process._worker.process.kill()
-    judge_process._worker.process.wait()
-    assert verify(math_problem("x+1"), "1+x").outcome == "correct"
-
-
-def test_the_worker_sees_no_secret_of_the_environment(monkeypatch):
-    """Text that a model wrote reaches other people's parsers; a token must not be within their reach."""
-    monkeypatch.setenv("HF_TOKEN", "a-secret-of-the-user")
-    judge_process.close_worker()
-    assert verify(math_problem("x+1"), "1+x").outcome == "correct"
-    with open(f"/proc/{judge_process._worker.process.pid}/environ", "rb") as file:
-        assert b"a-secret-of-the-user" not in file.read()
+@pytest.mark.parametrize(
+    "answer", ["9**9**9**9**9", "5" + "!" * 2000, "2^" * 1500 + "2", "(" * 1500, r"10^{10^{10}}", "1/" * 1500]
+)
+def test_what_is_too_large_goes_to_nobody(answer):
+    """Each would cost the whole deadline in the second opinion, and could only end undecided there."""
+    judged = verify_math("5", answer, timeout_s=0.0)
+    assert judged.outcome in ("undecided", "wrong")
+    assert "killed" not in judged.reason
 
 
 def test_a_giant_answer_is_refused_in_words():
@@ -256,25 +271,6 @@ def test_an_answer_that_is_a_program_is_not_run(task, tmp_path):
     assert verify(problem, problem.answer).outcome == "correct"
 
 
-def test_the_worker_itself_refuses_files_and_processes(tmp_path):
-    """The second line of defence: where program text gets past the first, the worker still writes and starts nothing."""
-    (problem,) = gym("polynomial_multiplication")
-    target = tmp_path / "written"
-    stored = json.loads(problem.entry)
-    for code in (f"open({str(target)!r}, 'w')", f"__import__('os').system('touch {target}')", "exit()"):
-        message = {"op": "reasoning_gym", "what": "reasoning_gym", "answer": code, "must_be_plain": False, **stored}
-        outcome, _ = judge_process.ask(message, 5)
-        assert outcome != "correct"
-    assert not target.exists()
-
-
-def test_a_worker_that_cannot_load_what_it_needs_says_so():
-    """A verifier that is not there must stop the run; scored as wrong it would empty it in silence."""
-    message = {"op": "reasoning_gym", "what": "reasoning_gym", "task": "no_such_task", "options": {}}
-    with pytest.raises(StillhouseError, match=r"cannot start.*no_such_task"):
-        judge_process.ask({**message, "entry": {}, "answer": "1", "must_be_plain": False}, 5)
-
-
 def test_entries_survive_storage():
     """Tuples and number keys lost on the way to disk make scorers refuse their own gold (arc_agi, rearc)."""
     entry = {"answer": "1", "metadata": {"pair": (1, (2, 3)), "by_number": {1: "a"}, "list": [None, True, 0.5]}}
@@ -317,8 +313,9 @@ def test_importing_the_verifier_starts_nothing():
     code = (
         "import sys, stillhouse.pipeline.funnel as f, stillhouse.pipeline.problems; "
         "from stillhouse.pipeline import judge_process as j; "
-        "assert j._worker is None; "
-        "bad = {'torch', 'ray', 'sympy', 'math_verify', 'reasoning_gym', 'datasets'} & set(sys.modules); "
+        "assert j.worker_pids() == []; "
+        "heavy = {'torch', 'ray', 'sympy', 'mpmath', 'jsonschema', 'math_verify', 'reasoning_gym', 'datasets'}; "
+        "bad = heavy & set(sys.modules); "
         "assert not bad, bad"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ""})

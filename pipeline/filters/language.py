@@ -1,0 +1,116 @@
+"""The filter that finds completions drifting into another script or language than their prompt's."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stillhouse.pipeline.errors import RecipeError
+from stillhouse.pipeline.extraction import split_reasoning
+from stillhouse.pipeline.filters.drop import Drop
+from stillhouse.pipeline.prompts import opens_think_block
+from stillhouse.pipeline.records import Trace
+
+# Greek is left out: alpha and sigma are mathematics in every language.
+_SCRIPTS = {
+    "Latin": "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f",
+    "CJK": "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff",
+    "Hangul": "\u1100-\u11ff\uac00-\ud7a3",
+    "Cyrillic": "\u0400-\u052f",
+    "Arabic": "\u0600-\u06ff\u0750-\u077f",
+    "Hebrew": "\u0590-\u05ff",
+    "Devanagari": "\u0900-\u097f",
+    "Thai": "\u0e00-\u0e7f",
+}
+_RUNS = {name: re.compile(f"[{characters}]+") for name, characters in _SCRIPTS.items()}
+_LATEX_COMMAND = re.compile(r"\\[A-Za-z]+")
+_SAMPLE_CHARS = 2_000
+
+
+def script_letters(text: str) -> dict[str, int]:
+    """How many letters of each script a text has; scripts with none are left out."""
+    if text.isascii():
+        return {"Latin": sum(map(len, _RUNS["Latin"].findall(text)))}
+    counts = {name: sum(map(len, run.findall(text))) for name, run in _RUNS.items()}
+    return {name: count for name, count in counts.items() if count}
+
+
+@dataclass(frozen=True)
+class Language:
+    """Drop a completion that mixes in a script, or is written in a language, that its prompt does not ask for.
+
+    The script comes first and is exact: the share of letters in scripts that make up less than a tenth of the prompt's letters.
+    The language comes second, by lingua-py, and only where that is asked for.
+
+    Args:
+        max_foreign_share: of the letters, without LaTeX commands; 0.05 lets a quoted word or name pass.
+        allowed: scripts that are fine whatever the prompt's, of Latin, CJK, Hangul, Cyrillic, Arabic, Hebrew, Devanagari, Thai.
+        languages: ISO 639-1 codes, the first being the wanted one; a reasoning that lingua takes for another of them, at least
+            ``min_confidence`` sure, is dropped. Empty does without lingua.
+
+    Raises:
+        RecipeError: ``languages`` is set where lingua-language-detector is not installed, or a name is not known.
+    """
+
+    max_foreign_share: float = 0.05
+    allowed: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
+    min_confidence: float = 0.9
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.allowed) - set(_SCRIPTS)):
+            raise RecipeError(f"language filter: no script {unknown[0]!r}; the scripts are {', '.join(_SCRIPTS)}")
+        if self.languages and importlib.util.find_spec("lingua") is None:
+            raise RecipeError(
+                "language filter: telling languages apart needs lingua (pip install lingua-language-detector); without "
+                "`languages` the filter goes by script alone"
+            )
+
+    def __call__(self, trace: Trace) -> Drop | None:
+        if not trace.completion.isascii() and (drop := self._foreign_script(trace)):
+            return drop
+        if not self.languages:
+            return None
+        parsed = split_reasoning(trace.completion, prompt_opens_think=opens_think_block(trace.rendered_prompt))
+        sample = _LATEX_COMMAND.sub(" ", (parsed.reasoning or trace.completion)[:_SAMPLE_CHARS])
+        language, confidence = _detector(self.languages)(sample)
+        if language == self.languages[0] or confidence < self.min_confidence:
+            return None
+        return Drop("another language", f"{language} with confidence {confidence:.2f}: {sample[:80]}")
+
+    def _foreign_script(self, trace: Trace) -> Drop | None:
+        prompt = script_letters(trace.rendered_prompt)
+        wanted = {*self.allowed, *(name for name, count in prompt.items() if count >= sum(prompt.values()) / 10)}
+        if not prompt and not self.allowed:
+            return None
+        found = script_letters(_LATEX_COMMAND.sub(" ", trace.completion))
+        total = sum(found.values())
+        foreign = {name: count for name, count in found.items() if name not in wanted}
+        share = sum(foreign.values()) / total if total else 0.0
+        if share <= self.max_foreign_share:
+            return None
+        name = max(foreign, key=lambda script: foreign[script])
+        first = _RUNS[name].search(trace.completion)
+        quoted = trace.completion[first.start() : first.start() + 60] if first else ""
+        return Drop("mixed scripts", f"{share:.1%} of {total} letters foreign, most {name}: {quoted}")
+
+
+@functools.lru_cache(maxsize=4)
+def _detector(languages: tuple[str, ...]) -> Callable[[str], tuple[str, float]]:
+    import lingua
+
+    by_code: Mapping[str, Any] = {language.iso_code_639_1.name.lower(): language for language in lingua.Language.all()}
+    if unknown := [code for code in languages if code.lower() not in by_code]:
+        raise RecipeError(f"language filter: lingua knows no language {unknown[0]!r}; it takes ISO 639-1 codes such as en, zh")
+    wanted = [by_code[code.lower()] for code in languages]
+    detector = lingua.LanguageDetectorBuilder.from_languages(*wanted).build()
+
+    def detect(text: str) -> tuple[str, float]:
+        best = detector.compute_language_confidence_values(text)[0]
+        return best.language.iso_code_639_1.name.lower(), best.value
+
+    return detect

@@ -1,0 +1,116 @@
+"""The filter that finds completions going in circles."""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stillhouse.pipeline.filters.drop import Drop
+from stillhouse.pipeline.overlap.ngrams import ngram_hashes, single_blanks
+from stillhouse.pipeline.records import Trace
+
+_MIN_SENTENCE_CHARS = 20
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """Drop a completion that goes in circles.
+
+    Args:
+        max_same_line: the same non-blank line this many times in a row.
+        max_same_sentence: the same sentence (of at least 20 characters) this many times in a row.
+        max_sentence_in_all: the same such sentence this many times anywhere.
+        max_same_paragraph: the same paragraph (of at least 20 characters) this many times anywhere.
+        ngram, max_same_ngram: the same run of ``ngram`` words this many times anywhere.
+        min_compressed_share: zlib-compressed size over size, for texts from ``compress_from_bytes`` up; worked prose is near
+            0.3, a loop under 0.05.
+    """
+
+    max_same_line: int = 8
+    max_same_sentence: int = 4
+    max_sentence_in_all: int = 40
+    max_same_paragraph: int = 10
+    ngram: int = 16
+    max_same_ngram: int = 8
+    min_compressed_share: float = 0.06
+    compress_from_bytes: int = 4_000
+
+    def __post_init__(self) -> None:
+        counts = ("max_same_line", "max_same_sentence", "max_sentence_in_all", "max_same_paragraph", "ngram", "max_same_ngram")
+        for name in counts:
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}")
+
+    def __call__(self, trace: Trace) -> Drop | None:
+        text = trace.completion
+        if drop := self._lines(text) or self._sentences(text) or self._paragraphs(text):
+            return drop
+        words = single_blanks(text)
+        hashes, _ = ngram_hashes([words], self.ngram)
+        in_order = np.sort(hashes)
+        return self._ngrams(words, hashes, in_order) or self._size(text, in_order)
+
+    def _lines(self, text: str) -> Drop | None:
+        lines = [stripped for line in text.splitlines() if (stripped := line.strip())]
+        line, times = _longest_run(lines, self.max_same_line)
+        return Drop("same line repeated", f"{times} times in a row: {line}") if line else None
+
+    def _sentences(self, text: str) -> Drop | None:
+        for mark in (". ", "! ", "? "):
+            text = text.replace(mark, mark[0] + "\n")
+        if not text.isascii():
+            for mark in "。！？":
+                text = text.replace(mark, mark + "\n")
+        sentences = [s for part in text.splitlines() if len(s := part.strip()) >= _MIN_SENTENCE_CHARS]
+        sentence, times = _longest_run(sentences, self.max_same_sentence)
+        if sentence:
+            return Drop("same sentence repeated", f"{times} times in a row: {sentence}")
+        sentence, times = _most_frequent(sentences, self.max_sentence_in_all)
+        return Drop("same sentence repeated", f"{times} times in all: {sentence}") if sentence else None
+
+    def _paragraphs(self, text: str) -> Drop | None:
+        paragraphs = [p for part in text.split("\n\n") if len(p := part.strip()) >= _MIN_SENTENCE_CHARS]
+        paragraph, times = _most_frequent(paragraphs, self.max_same_paragraph)
+        return Drop("same paragraph repeated", f"{times} times in all: {paragraph}") if paragraph else None
+
+    def _ngrams(self, words: str, hashes: np.ndarray, in_order: np.ndarray) -> Drop | None:
+        step = self.max_same_ngram - 1
+        if len(in_order) <= step or not (in_order[step:] == in_order[:-step]).any():
+            return None
+        _, first, times = np.unique(hashes, return_index=True, return_counts=True)
+        at = int(first[times == times.max()].min())
+        return Drop("same words in a loop", f"{times.max()} times: {' '.join(words.split(' ')[at : at + self.ngram])}")
+
+    def _size(self, text: str, in_order: np.ndarray) -> Drop | None:
+        raw = text.encode() if len(text) * 4 >= self.compress_from_bytes else b""
+        if len(raw) < self.compress_from_bytes:
+            return None
+        # The fast level misses loops of a long period, which repeat their n-grams word by word.
+        num_repeated = int((in_order[1:] == in_order[:-1]).sum())
+        if 2 * num_repeated < len(in_order) and len(zlib.compress(raw, 1)) > 4 * self.min_compressed_share * len(raw):
+            return None
+        share = len(zlib.compress(raw, 6)) / len(raw)
+        if share >= self.min_compressed_share:
+            return None
+        return Drop("compresses like a loop", f"to {share:.3f} of its {len(raw)} bytes, under {self.min_compressed_share}")
+
+
+def _longest_run(items: Sequence[str], limit: int) -> tuple[str, int]:
+    """The item that comes most often in a row and how often, ("", 0) where that is under ``limit``."""
+    if not _most_frequent(items, limit)[0]:
+        return "", 0
+    runs = ((item, sum(1 for _ in group)) for item, group in itertools.groupby(items))
+    item, times = max(runs, key=lambda run: run[1])
+    return (item, times) if times >= limit else ("", 0)
+
+
+def _most_frequent(items: Sequence[str], limit: int) -> tuple[str, int]:
+    if len(items) < limit or len(items) - len(set(items)) < limit - 1:
+        return "", 0
+    item, times = Counter(items).most_common(1)[0]
+    return (item, times) if times >= limit else ("", 0)

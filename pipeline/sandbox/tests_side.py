@@ -1,0 +1,259 @@
+"""The tests' end of a function-style check: runs the tests as they are written, in a process that holds no line of the program.
+
+Where they call the program, the call goes as one line of JSON to the other sandbox and the result comes back as data: expected
+values stay here, and nothing there can touch a comparison. Each request carries a fresh nonce that its answer has to repeat;
+whatever else the program writes is passed over. To forge an answer is to return that value.
+
+What can cross: plain data (``crossing.py``); instances of classes that the entry's ``setup`` defines, by their attributes; the
+tests' own functions, called back; the program's objects, by reference: they can be called, iterated, indexed and read, and are
+never equal to anything but themselves. What the program does in place to an argument is done to the tests' copy.
+"""
+
+import ast
+import builtins
+import json
+import secrets
+import sys
+import traceback
+import types
+
+from stillhouse.pipeline.sandbox.crossing import CannotCross, decode, encode, overwrite
+from stillhouse.pipeline.sandbox.wire import DEEP, instance, rebuilt, send, setup_classes, state_of, take_pipes
+
+_SAFE_MODULES = ("builtins", "math", "operator")
+_TESTS = "tests.py"
+# Methods by which builtin values answer yes or no. An object that answers in their place would be its own judge.
+_PREDICATES = {
+    name for kind in (str, bytes, set, float) for name in dir(kind) if name.startswith("is") or name.endswith("swith")
+}
+
+
+class ProgramEnded(BaseException):
+    """The other sandbox has closed its end."""
+
+
+class Remote:
+    """An object of the program's, as the tests see it."""
+
+    def __init__(self, key, kind, ask):
+        self.__dict__.update(_key=key, _kind=kind, _ask=ask)
+
+    def __call__(self, *args, **kwargs):
+        return self._ask("call", self._key, args, kwargs)
+
+    def __getattr__(self, name):
+        if name.startswith("__") or name in _PREDICATES:
+            raise CannotCross(f"the tests ask a {self._kind} of the program's for its {name}")
+        return self._ask("attribute", self._key, (name,))
+
+    def __getitem__(self, key):
+        return self._ask("item", self._key, (key,))
+
+    def __iter__(self):
+        return self._ask("iter", self._key)
+
+    def __next__(self):
+        return self._ask("next", self._key)
+
+    def __len__(self):
+        return self._ask("len", self._key)
+
+    def __str__(self):
+        return self._ask("str", self._key)
+
+    def __repr__(self):
+        return self._ask("repr", self._key)
+
+    def __eq__(self, other):
+        if isinstance(other, Remote) and other._key != self._key:
+            raise CannotCross(f"the tests compare two objects of the program's, {self._kind} and {other._kind}")
+        return self is other or isinstance(other, Remote)
+
+    __hash__ = object.__hash__
+
+    def __bool__(self):
+        raise CannotCross(f"the tests ask whether a {self._kind} of the program's is true")
+
+
+class Judge:
+    """Runs the tests and asks the program over the wire."""
+
+    def __init__(self, setup):
+        self.incoming, self.outgoing = take_pipes()
+        self.functions, self.missing = [], set()
+        self.answers, self.opaque = 0, False
+        self.classes = setup_classes(setup)
+        module = types.ModuleType("__main__")
+        sys.modules["__main__"] = module
+        self.names = vars(module)
+        exec(compile(setup, "setup.py", "exec"), self.names)
+
+    def refer(self, value):
+        if isinstance(value, Remote):
+            return ["h", value._key]
+        if isinstance(value, types.FunctionType):
+            if value not in self.functions:
+                self.functions.append(value)
+            return ["c", self.functions.index(value)]
+        if isinstance(value, (types.BuiltinFunctionType, type)) and value.__module__ in _SAFE_MODULES:
+            return ["n", value.__module__, value.__qualname__]
+        form = state_of(value, self.classes, self.refer)
+        if form is None:
+            raise CannotCross(f"the tests hand over a {type(value).__name__}")
+        return form
+
+    def resolve(self, tag, parts):
+        if tag == "h":
+            key, kind, can_be_called = parts
+            self.opaque |= not can_be_called
+            return Remote(int(key), str(kind)[:80], self.ask)
+        if tag == "c":
+            return self.functions[parts[0]]
+        if tag == "o":
+            return instance(parts, self.classes, self.names, self.resolve)
+        raise ValueError(f"unknown kind {tag}")
+
+    def ask(self, do, key, args=(), kwargs=None):
+        """Send one request and wait for its answer, serving what the program calls back meanwhile."""
+        nonce = secrets.token_hex(16)
+        encoded = [encode(arg, self.refer) for arg in args]
+        named = {name: encode(value, self.refer) for name, value in (kwargs or {}).items()}
+        send(self.outgoing, b"c", {"id": nonce, "do": do, "on": key, "args": encoded, "kwargs": named})
+        while "back" in (answer := self.receive(nonce)):
+            send(self.outgoing, b"c", {"id": nonce} | self.called_back(answer))
+        self.answers += 1
+        if "raised" in answer:
+            raise rebuilt(*answer["raised"], self.names)
+        for index, form in answer.get("changed", {}).items():
+            overwrite(args[int(index)], decode(form, self.resolve))
+        return decode(answer["value"], self.resolve)
+
+    def receive(self, nonce):
+        for line in self.incoming:
+            try:
+                answer = json.loads(line)
+            except ValueError:  # not ours: the program writes what it likes
+                continue
+            if isinstance(answer, dict) and answer.get("id") == nonce:
+                return answer
+        raise ProgramEnded
+
+    def called_back(self, answer):
+        function = self.functions[answer["back"]]
+        try:
+            return {"value": encode(function(*(decode(arg, self.resolve) for arg in answer["args"])), self.refer)}
+        except Exception as error:
+            return {"raised": [type(error).__name__, str(error)[:300]]}
+
+    def fetch(self, name):
+        """Bring a name of the program's into the tests' namespace."""
+        nonce = secrets.token_hex(16)
+        send(self.outgoing, b"c", {"id": nonce, "do": "name", "name": name})
+        answer = self.receive(nonce)
+        if "raised" in answer:
+            raise rebuilt(*answer["raised"], self.names)
+        if "missing" in answer:
+            self.missing.add(name)
+            return
+        self.names[name] = decode(answer["value"], self.resolve)
+        self.answers += not isinstance(self.names[name], Remote)
+
+    def run(self, tests, entry_point):
+        tree = ast.parse(tests, _TESTS)
+        solution = types.ModuleType("solution")  # tests may say `from solution import f`
+        sys.modules["solution"] = solution
+        for name in sorted(free_names(tree, entry_point) - set(self.names)):  # what the setup defines, both sides have
+            self.fetch(name)
+            if name in self.names:
+                setattr(solution, name, self.names[name])
+        exec(compile(tree, _TESTS, "exec"), self.names)
+        called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef) and node.name not in called:
+                if node.name == "check" and entry_point:
+                    self.names["check"](eval(entry_point, self.names))
+                elif node.name.startswith("test_") and not node.args.args:
+                    self.names[node.name]()
+
+    def verdict(self, tests, entry_point):
+        """Run the tests: ``{"outcome", "reason"}``, or ``{"ended": true}`` where the program was gone too early."""
+        outcome = "wrong"
+        try:
+            self.run(tests, entry_point)
+        except ProgramEnded:
+            return {"ended": True}
+        except CannotCross as error:
+            return {"outcome": "undecided", "reason": f"{error}; that cannot cross between the two sandboxes"}
+        except SystemExit as error:
+            if error.code in (None, 0, False):  # unittest.main() of tests that passed
+                return self.passed()
+            reason = f"the tests ended with status {error.code}"
+        except RecursionError:
+            outcome, reason = "undecided", "a value, or the tests, go deeper than Python's recursion limit"
+        except BaseException as error:
+            place = where(error, tests)
+            said = f"{type(error).__name__}: {error}".strip(": ")
+            if getattr(error, "of_the_program", False):
+                reason = f"the program raised {said}{place}"
+            elif isinstance(error, AssertionError):
+                reason = f"failed{place}"
+            elif isinstance(error, NameError) and error.name in self.missing:
+                own = not entry_point or error.name in names_in(entry_point)
+                outcome = "wrong" if own else "undecided"
+                reason = f"nothing defines {error.name}" if not own else f"the program defines no {error.name}"
+            else:
+                ours = isinstance(error, (NameError, ImportError, SyntaxError)) or self.opaque or not self.answers
+                outcome = "undecided" if ours else "wrong"
+                reason = f"the tests stop with {said}{place}"
+        else:
+            return self.passed()
+        return {"outcome": outcome, "reason": reason}
+
+    def passed(self):
+        if not self.answers:
+            return {"outcome": "undecided", "reason": "the tests never call the program"}
+        return {"outcome": "correct", "reason": f"all tests pass, {self.answers} answers of the program"}
+
+
+def names_in(source):
+    return {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+
+
+def free_names(tree, entry_point):
+    """Names that the tests use and do not define: the program has to. What they import from ``solution`` is among them."""
+    used, bound = set(names_in(entry_point or "0")), set(dir(builtins))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            (used if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)):
+            bound.add(node.name)
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
+        elif isinstance(node, ast.ImportFrom) and node.module == "solution":
+            used.update(alias.name for alias in node.names)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            bound.update((alias.asname or alias.name).partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            bound.add(node.name)
+    return (used - bound) | (names_in(entry_point) - set(dir(builtins)) if entry_point else set())
+
+
+def where(error, tests):
+    """Which line of the tests an exception came through."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename == _TESTS:
+            return f" at line {frame.lineno} of the tests: {tests.splitlines()[frame.lineno - 1].strip()[:120]}"
+    return ""
+
+
+def judge() -> None:
+    """Run the tests of the work folder and send their verdict."""
+    texts = []
+    for name in ("setup.py", "tests.py", "entry_point.txt"):
+        with open(name, encoding="utf-8") as file:
+            texts.append(file.read())
+    setup, tests, entry_point = texts
+    sys.setrecursionlimit(DEEP)
+    found = Judge(setup)
+    said = found.verdict(tests, entry_point)
+    send(found.outgoing, b"v", said)

@@ -1,0 +1,1 @@
+"""The verifiers, one module each; ``stillhouse.pipeline.verification.verify`` is the door to them."""

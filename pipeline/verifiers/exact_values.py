@@ -1,0 +1,169 @@
+"""Compute an expression exactly, with fractions, its symbols set to integers; every step is bounded."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from fractions import Fraction
+
+from stillhouse.pipeline.verifiers.tree import Tree
+
+NUM_POINTS = 3
+BUDGET = 20_000
+_MAX_BITS = 200_000
+_MAX_FACTORIAL = 5_000
+
+
+class Undecidable(ArithmeticError):
+    """The values cannot be computed within bounds, or are not defined."""
+
+
+class Unknown(Undecidable):
+    """A part whose value this module does not know; another opinion may."""
+
+
+class Irrational(Exception):
+    """The expression has a part that is not a fraction."""
+
+
+def is_constant(tree: Tree) -> bool:
+    """Whether a tree is an expression of numbers alone: no symbol, no text."""
+    if tree[0] in ("num", "dec", "const"):
+        return True
+    if tree[0] in ("sym", "text", "opaque"):
+        return False
+    return all(is_constant(part) for part in tree[1:] if isinstance(part, tuple))
+
+
+def hashed(*parts: object) -> int:
+    """A number that depends on the parts alone, the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=5).digest(), "big")
+
+
+def exactly(tree: Tree, point: int, budget: list[int]) -> Fraction:
+    """The value at one of the points; every step on long numbers takes from the budget, as much as its time grows."""
+    kind = tree[0]
+    if kind in ("num", "dec"):
+        return tree[1]
+    if kind == "sym":
+        size = hashed(tree[1], point) % 999_983 + 2
+        return Fraction(-size if point >= NUM_POINTS else size)
+    if kind == "add":
+        total = Fraction(0)
+        for part in tree[1:]:
+            total += exactly(part, point, budget)
+            _charge(total, budget)
+        return total
+    if kind == "neg":
+        return -exactly(tree[1], point, budget)
+    if kind == "mul":
+        product = Fraction(1)
+        for part in tree[1:]:
+            product *= exactly(part, point, budget)
+            _charge(product, budget)
+        return product
+    if kind in ("div", "ratio"):
+        quotient = exactly(tree[1], point, budget)
+        for part in tree[2:]:
+            divisor = exactly(part, point, budget)
+            if not divisor:
+                raise Undecidable("division by zero")
+            quotient /= divisor
+            _charge(quotient, budget)
+        return quotient
+    if kind == "pow":
+        if not is_constant(tree[2]):  # the sign of (-1)^n at three points is a matter of luck
+            raise Irrational
+        return _exact_power(exactly(tree[1], point, budget), exactly(tree[2], point, budget))
+    if kind == "pct":
+        return exactly(tree[1], point, budget) / 100
+    if kind in ("rel", "list", "tuple"):  # inside a sum's bounds, or the arguments of an unknown function
+        return Fraction(hashed(kind, *(exactly(part, point, budget) for part in parts_of(tree))) + 2)
+    if kind == "opaque":
+        return Fraction(
+            hashed(tree[1], *(exactly(part, point, budget) if isinstance(part, tuple) else part for part in tree[2:])) + 2
+        )
+    if kind == "fn":
+        return _exact_function(tree, point, budget)
+    if kind in ("const", "deg"):
+        raise Irrational
+    raise Unknown(f"{kind} has no value")
+
+
+def parts_of(tree: Tree) -> tuple[Tree, ...]:
+    """The trees in a relation, a list or a tuple."""
+    return tree[2] if tree[0] == "rel" else tree[1:]
+
+
+def _charge(number: Fraction, budget: list[int]) -> None:
+    bits = number.numerator.bit_length() + number.denominator.bit_length()
+    if bits < 4_096:
+        return
+    budget[0] -= (bits >> 12) ** 2  # reducing a fraction is quadratic in its length
+    if bits > _MAX_BITS or budget[0] < 0:
+        raise Undecidable("too large a number")
+
+
+def _exact_power(base: Fraction, exponent: Fraction) -> Fraction:
+    if exponent.denominator != 1:
+        root = _exact_root(base, exponent.denominator)
+        if root is None:
+            raise Irrational
+        base = root
+    whole = exponent.numerator
+    if not base:
+        if whole <= 0:
+            raise Undecidable("zero to that power")
+        return base
+    if abs(base) == 1:
+        return base if whole % 2 else Fraction(1)
+    if (base.numerator.bit_length() + base.denominator.bit_length()) * abs(whole) > _MAX_BITS:
+        raise Undecidable("too large a power")
+    return base**whole
+
+
+def _exact_root(number: Fraction, degree: int) -> Fraction | None:
+    """The root where it is a fraction; None else, and for what is negative or long."""
+    if number < 0 or degree > 64 or number.numerator.bit_length() + number.denominator.bit_length() > 4_096:
+        return None
+    parts = []
+    for part in (number.numerator, number.denominator):
+        root = math.isqrt(part) if degree == 2 else _integer_root(part, degree)
+        if root**degree != part:
+            return None
+        parts.append(root)
+    return Fraction(parts[0], parts[1])
+
+
+def _integer_root(number: int, degree: int) -> int:
+    low, high = 0, 1 << (number.bit_length() // degree + 1)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if middle**degree <= number else (low, middle - 1)
+    return low
+
+
+def _exact_function(tree: Tree, point: int, budget: list[int]) -> Fraction:
+    name = tree[1]
+    values = [exactly(part, point, budget) for part in tree[2:]]
+    if name == "abs":
+        return abs(values[0])
+    if name == "root":
+        if not values[1]:
+            raise Undecidable("a root of degree zero")
+        return _exact_power(values[0], 1 / values[1])
+    if name == "factorial" and values[0].denominator == 1 and is_constant(tree):
+        if not 0 <= values[0] <= _MAX_FACTORIAL:
+            raise Undecidable("too large a factorial")
+        return Fraction(math.factorial(int(values[0])))
+    if name == "binomial" and all(v.denominator == 1 for v in values) and is_constant(tree):
+        if not 0 <= values[1] <= values[0] <= _MAX_FACTORIAL:
+            raise Undecidable("too large a binomial coefficient")
+        return Fraction(math.comb(int(values[0]), int(values[1])))
+    if name in ("floor", "ceil") and is_constant(tree):
+        return Fraction(math.floor(values[0]) if name == "floor" else math.ceil(values[0]))
+    if name in ("max", "min"):
+        return max(values) if name == "max" else min(values)
+    if name in ("gcd", "lcm") and all(v.denominator == 1 for v in values):
+        return Fraction((math.gcd if name == "gcd" else math.lcm)(*(int(v) for v in values)))
+    raise Irrational

@@ -1,0 +1,364 @@
+r"""Read an answer into a tree: numbers, expressions, equations, sets, tuples, intervals, matrices, text.
+
+A hand-written descent over the tokens of ``latex.py``, into the trees of ``tree.py``; nothing is evaluated, and depth and size
+are bounded.
+"""
+
+from __future__ import annotations
+
+import re
+
+from stillhouse.pipeline.verifiers.atoms import bracketed, number, subscript, unit
+from stillhouse.pipeline.verifiers.commands import command, environment
+from stillhouse.pipeline.verifiers.latex import Refused, Token, Unreadable, normalized, tokens_of
+from stillhouse.pipeline.verifiers.tree import ENDS, Tree, negated
+
+MAX_TOKENS = 1_500
+MAX_DEPTH = 60
+
+_RELATIONS = {"=": "=", "<": "<", ">": ">", "\\le": "<=", "\\ge": ">=", "\\ne": "!=", "\\approx": "~", "\\in": "in"}
+
+# What stands left of an equals sign and only names the value: x, x_1, f(x), AB, |AB|, V_1:V_2, \frac{NO}{BO}, (p,q).
+_ONE_NAME = (
+    r"(?:(?:\\angle|\\triangle|\\overline)?(?:[A-Za-z]|\\[A-Za-z]+|[A-Z]{2,}|\{[A-Z]{2,}\})'*"
+    r"(?:_(?:\w|\{[\w,+-]+\}))?(?:\([\w,]+\))?)"
+)
+_NAME = re.compile(
+    rf"{_ONE_NAME}|\|{_ONE_NAME}\||{_ONE_NAME}(?:[:/]{_ONE_NAME})+|\\frac\{{{_ONE_NAME}\}}\{{{_ONE_NAME}\}}|\((?:{_ONE_NAME},)+{_ONE_NAME}\)"
+)
+
+
+def read(text: str) -> Tree:
+    r"""Read one answer, in LaTeX or plain text, without a box.
+
+    ``\pm`` gives both values, as a list. Of a chain ``a = b = c`` all members are kept.
+
+    Raises:
+        Unreadable: not mathematics that this reader knows, or too large.
+    """
+    tokens = tokens_of(normalized(text))
+    if not tokens:
+        raise Unreadable("nothing there")
+    if len(tokens) > MAX_TOKENS:
+        raise Refused(f"more than {MAX_TOKENS} tokens")
+    first = Reader(tokens, upper_sign=True)
+    tree = first.whole()
+    if first.saw_two_signs:
+        tree = _both(tree, Reader(tokens, upper_sign=False).whole())
+    return tree
+
+
+def _chain(operators: list[str], sides: list[Tree], names: list[str | None]) -> Tree:
+    return ("rel", tuple(operators), tuple(sides), tuple(names)) if operators else sides[0]
+
+
+def _both(upper: Tree, lower: Tree) -> Tree:
+    """Merge the readings of ``\\pm`` as plus and as minus: both values where they differ, one where they do not."""
+    if upper == lower:
+        return upper
+    if upper[0] == lower[0] in ("list", "set") and len(upper) == len(lower):
+        items: list[Tree] = []
+        for one, other in zip(upper[1:], lower[1:]):
+            both = _both(one, other)
+            items += both[1:] if both[0] == "list" and one[0] != "list" else [both]
+        return (upper[0], *items)
+    return ("list", upper, lower)
+
+
+class Reader:
+    """One pass over the tokens; ``upper_sign`` says which sign of ``\\pm`` is read."""
+
+    def __init__(self, tokens: list[Token], *, upper_sign: bool):
+        self.tokens = [*tokens, Token("end", "", False)]
+        self.at = 0
+        self.depth = 0
+        self.num_bars = 0
+        self.upper_sign = upper_sign
+        self.saw_two_signs = False
+
+    @property
+    def value(self) -> str:
+        return self.tokens[self.at].value
+
+    @property
+    def kind(self) -> str:
+        return self.tokens[self.at].kind
+
+    def take(self) -> Token:
+        token = self.tokens[self.at]
+        self.at += 1
+        return token
+
+    def skip(self, value: str) -> bool:
+        if self.value == value and self.kind != "end":
+            self.at += 1
+            return True
+        return False
+
+    def need(self, *values: str) -> str:
+        if self.value not in values or self.kind == "end":
+            raise Unreadable(f"expected {' or '.join(values)}, got {self.value or 'the end'!r}")
+        return self.take().value
+
+    def whole(self) -> Tree:
+        tree = self.sequence()
+        if self.kind != "end":
+            raise Unreadable(f"unexpected {self.value!r}")
+        return tree
+
+    def sequence(self) -> Tree:
+        """Items with commas, semicolons, "and", "or" between them; one item alone stands for itself."""
+        groups: list[list[Tree]] = [[]]
+        while True:
+            while self.kind == "separator" or self.value == ",":
+                self.take()
+            if self.skip(";"):
+                groups.append([])
+                continue
+            if self.kind == "end" or self.value in (")", "]", "}", "\\}", "\\rangle"):
+                break
+            groups[-1].append(self.relation())
+            if not (self.kind == "separator" or self.value in (",", ";")):
+                break
+        groups = [group for group in groups if group]
+        if len(groups) > 1 and any(len(group) > 1 for group in groups):
+            items = [group[0] if len(group) == 1 else ("tuple", *group) for group in groups]
+        else:
+            items = [item for group in groups for item in group]
+        if not items:
+            return ("list",)
+        return items[0] if len(items) == 1 else ("list", *items)
+
+    def relation(self) -> Tree:
+        operators, sides, names = [], [], []
+        start = self.at
+        while True:
+            sides.append(self.set_expression())
+            text = "".join(token.value if token.kind != "text" else "?" for token in self.tokens[start : self.at])
+            names.append(text if len(text) <= 60 and _NAME.fullmatch(text) else None)
+            operator = _RELATIONS.get(self.value) if self.kind in ("symbol", "command") else None
+            if operator is None:
+                break
+            self.take()
+            operators.append(operator)
+            start = self.at
+        if "~" in operators:
+            cut = operators.index("~")
+            if cut == 0 and names[0] is not None and len(sides) > 1:  # x ≈ 11
+                operators, sides, names = ["="], sides[:2], names[:2]
+            else:
+                kept = _chain(operators[:cut], sides[: cut + 1], names[: cut + 1])
+                return ("approx", kept, sides[cut + 1])
+        return _chain(operators, sides, names)
+
+    def set_expression(self) -> Tree:
+        parts = [self.ratio()]
+        while self.value in ("\\cup", "\\cap", "\\setminus"):
+            operator = self.take().value
+            other = self.ratio()
+            if operator == "\\cup":
+                parts.append(other)
+            else:
+                left = parts[0] if len(parts) == 1 else ("union", *parts)
+                parts = [("opaque", operator, left, other)]
+        return parts[0] if len(parts) == 1 else ("union", *parts)
+
+    def ratio(self) -> Tree:
+        parts = [self.sum()]
+        while self.skip(":"):
+            parts.append(self.sum())
+        return parts[0] if len(parts) == 1 else ("ratio", *parts)
+
+    def sum(self) -> Tree:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise Refused(f"nested deeper than {MAX_DEPTH}")
+        terms = []
+        negative = self.signs()
+        while True:
+            term = self.product()
+            terms.append(negated(term) if negative else term)
+            if self.value not in ("+", "-", "\\pm", "\\mp") or self.kind == "end":
+                break
+            negative = self.signs()
+        self.depth -= 1
+        return terms[0] if len(terms) == 1 else ("add", *terms)
+
+    def signs(self) -> bool:
+        """Read any number of signs; True when together they are a minus."""
+        negative = False
+        while self.value in ("+", "-", "\\pm", "\\mp"):
+            sign = self.take().value
+            if sign in ("\\pm", "\\mp"):
+                self.saw_two_signs = True
+                negative ^= (sign == "\\mp") == self.upper_sign
+            else:
+                negative ^= sign == "-"
+        return negative
+
+    def product(self) -> Tree:
+        factors = [self.factor()]
+        while True:
+            if self.value == "*" and self.kind != "end":
+                self.take()
+                factors.append(self.signed_factor())
+            elif self.value == "/":
+                self.take()
+                left = factors[0] if len(factors) == 1 else ("mul", *factors)
+                factors = [("div", left, self.signed_factor())]
+            elif self.kind == "text" and factors:
+                left = factors[0] if len(factors) == 1 else ("mul", *factors)
+                factors = [("qty", left, unit(self))]
+            elif self.starts_factor():
+                before, after = factors[-1], self.factor()
+                if before[0] in ("num", "dec") and after[0] in ("num", "dec"):
+                    after = self.mixed(before, after)
+                    factors.pop()
+                elif before[0] == "num" and after[0] == "div" and self.is_proper(before, after):  # 918\frac{1}{2}
+                    after = ("add", before, after)
+                    factors.pop()
+                factors.append(after)
+            else:
+                break
+        return factors[0] if len(factors) == 1 else ("mul", *factors)
+
+    def is_proper(self, whole: Tree, part: Tree) -> bool:
+        numbers = part[1][0] == part[2][0] == "num"
+        return bool(numbers and whole[1].denominator == 1 and 0 < part[1][1] < part[2][1])
+
+    def mixed(self, whole: Tree, top: Tree) -> Tree:
+        if whole[0] == top[0] == "num" and self.value == "/" and self.tokens[self.at + 1].kind == "number":
+            self.take()
+            bottom = self.factor()
+            part = ("div", top, bottom)
+            if bottom[0] == "num" and self.is_proper(whole, part):
+                return ("add", whole, part)
+        raise Unreadable("two numbers side by side")
+
+    def signed_factor(self) -> Tree:
+        negative = self.signs()
+        factor = self.factor()
+        return negated(factor) if negative else factor
+
+    def starts_factor(self) -> bool:
+        kind, value = self.kind, self.value
+        if kind in ("number", "letter"):
+            return True
+        if kind == "symbol":
+            return value in ("(", "{", "[") or (value == "|" and self.num_bars == 0)
+        if kind == "environment":
+            return value.startswith("\\begin")
+        return (
+            kind == "command"
+            and value not in ENDS
+            and value not in _RELATIONS
+            and value not in ("\\pm", "\\mp", "\\implies", "\\to", "\\$", "\\degree")
+        )
+
+    def factor(self) -> Tree:
+        base = self.atom()
+        while True:
+            if self.value == "!" and self.kind == "symbol":
+                self.take()
+                base = ("fn", "factorial", base)
+            elif self.value == "%" and self.kind != "end":
+                self.take()
+                base = ("pct", base)
+            elif self.value == "\\degree":
+                self.take()
+                base = ("deg", base)
+            elif self.value == "\\$":
+                self.take()
+                base = ("qty", base, "$")
+            elif self.value == "'" and self.kind == "symbol":
+                self.take()
+                if base[0] in ("num", "dec", "qty"):  # feet, minutes of arc: units that nobody converts here
+                    raise Refused("a number with a prime")
+                base = ("sym", base[1] + "'") if base[0] == "sym" else ("opaque", "'", base)
+            elif self.value == "_" and self.kind == "symbol":
+                base = subscript(self, base)
+            elif self.value == "^" and self.kind == "symbol":
+                self.take()
+                exponent = self.exponent()
+                if exponent == ("sym", "\\circ"):
+                    base = ("deg", base)
+                elif exponent == ("sym", "'"):
+                    base = ("opaque", "'", base)
+                else:
+                    base = ("pow", base, exponent)
+            else:
+                break
+        return base
+
+    def exponent(self) -> Tree:
+        if self.skip("'"):
+            return ("sym", "'")
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise Refused(f"nested deeper than {MAX_DEPTH}")
+        exponent = self.unbounded_exponent()
+        self.depth -= 1
+        return exponent
+
+    def unbounded_exponent(self) -> Tree:
+        negative = self.signs()
+        if self.kind == "letter" or self.kind == "number":
+            exponent = self.atom()
+        elif self.value in ("{", "(") or self.kind == "command":
+            exponent = self.atom()
+            if self.value == "^":  # a tower binds to the right
+                self.take()
+                exponent = ("pow", exponent, self.exponent())
+        else:
+            raise Unreadable("no exponent")
+        return negated(exponent) if negative else exponent
+
+    def argument(self, *, one_digit: bool = False) -> Tree:
+        """What a command takes: a group in braces, or the next token alone (TeX: one digit)."""
+        if self.skip("{"):
+            inner = self.sequence()
+            self.need("}")
+            return inner
+        if self.kind == "number" and one_digit and len(self.value) > 1 and self.value.isdigit():
+            token = self.tokens[self.at]
+            self.tokens[self.at : self.at + 1] = [
+                Token("number", token.value[0], False),
+                Token("number", token.value[1:], False),
+            ]
+        return self.atom()
+
+    def atom(self) -> Tree:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise Refused(f"nested deeper than {MAX_DEPTH}")
+        tree = self.unbounded_atom()
+        self.depth -= 1
+        return tree
+
+    def unbounded_atom(self) -> Tree:
+        kind, value, _ = token = self.take()
+        if kind == "number":
+            return number(self, value)
+        if kind == "letter":
+            if value in ("f", "g", "F", "G") and self.value == "(" and not self.tokens[self.at].spaced:
+                return ("opaque", f"{value}()", self.atom())
+            return ("const", value) if value in ("e", "i") else ("sym", value)
+        if kind == "text":
+            return ("text", value)
+        if kind == "environment":
+            return environment(self, value)
+        if value in ("(", "[", "\\{", "\\langle"):
+            return bracketed(self, value)
+        if value == "{":
+            inner = self.sequence()
+            self.need("}")
+            return inner
+        if value == "|":
+            self.num_bars += 1
+            inner = self.sum()
+            self.num_bars -= 1
+            self.need("|")
+            return ("fn", "abs", inner)
+        if kind == "command":
+            return command(self, value)
+        raise Unreadable(f"unexpected {token.value or 'end'!r}")

@@ -1,0 +1,131 @@
+"""Sets of real numbers that are intervals, points and unions of them; read from trees, compared piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import NamedTuple
+
+from stillhouse.pipeline.verifiers.evaluate import decimal_value, exact_value
+from stillhouse.pipeline.verifiers.exact_values import Undecidable, is_constant
+from stillhouse.pipeline.verifiers.tree import Tree
+
+_INFINITY: Tree = ("const", "inf")
+_MINUS_INFINITY: Tree = ("neg", _INFINITY)
+
+
+class Piece(NamedTuple):
+    """One interval; a point has both ends equal and closed."""
+
+    low: Tree
+    high: Tree
+    low_closed: bool
+    high_closed: bool
+
+
+def as_real_set(tree: Tree) -> list[Piece] | None:
+    """Read an interval, a pair as open interval, a union, a set of points, or an inequality in one name; None for all else."""
+    if tree[0] == "interval":
+        return [_piece(*tree[1:])]
+    if tree[0] == "tuple" and len(tree) == 3:
+        return [_piece(tree[1], tree[2], False, False)]
+    if tree[0] == "set":
+        return [Piece(point, point, True, True) for point in tree[1:]]
+    if tree == ("sym", "\\mathbb{R}"):
+        return [Piece(_MINUS_INFINITY, _INFINITY, False, False)]
+    if tree[0] == "union":
+        pieces = [as_real_set(part) for part in tree[1:]]
+        return None if any(p is None for p in pieces) else [piece for part in pieces for piece in part or ()]
+    if tree[0] == "rel":
+        return _of_inequality(tree)
+    return None
+
+
+def _piece(low: Tree, high: Tree, low_closed: bool, high_closed: bool) -> Piece:
+    """An end at infinity is open, however it is written."""
+    return Piece(low, high, low_closed and low != _MINUS_INFINITY, high_closed and high != _INFINITY)
+
+
+def _of_inequality(tree: Tree) -> list[Piece] | None:
+    operators, sides, names = tree[1], tree[2], tree[3]
+    if all(operator in (">", ">=") for operator in operators):
+        operators = tuple("<" if operator == ">" else "<=" for operator in reversed(operators))
+        sides, names = tuple(reversed(sides)), tuple(reversed(names))
+    if not set(operators) <= {"<", "<="}:
+        if operators == ("!=",) and names[0] is not None and is_constant(sides[1]):
+            return [Piece(_MINUS_INFINITY, sides[1], False, False), Piece(sides[1], _INFINITY, False, False)]
+        return None
+    closed = [operator == "<=" for operator in operators]
+    if len(sides) == 2 and names[0] is not None and not is_constant(sides[0]):
+        low, middle, high = None, 0, sides[1]
+    elif len(sides) == 2 and names[1] is not None and not is_constant(sides[1]):
+        low, middle, high = sides[0], 1, None
+    elif len(sides) == 3 and names[1] is not None:
+        low, middle, high = sides[0], 1, sides[2]
+    else:
+        return None
+    if not all(end is None or is_constant(end) for end in (low, high)):
+        return None
+    high_closed = closed[-1] if high is not None else False
+    low_closed = closed[0] if low is not None else False
+    if sides[middle][:2] == ("fn", "abs"):
+        if high is None:
+            return [
+                _piece(_MINUS_INFINITY, _minus(low), False, low_closed),
+                _piece(low, _INFINITY, low_closed, False),
+            ]
+        if low is None:
+            return [_piece(_minus(high), high, high_closed, high_closed)]
+        return [_piece(_minus(high), _minus(low), high_closed, low_closed), _piece(low, high, low_closed, high_closed)]
+    return [_piece(low or _MINUS_INFINITY, high or _INFINITY, low_closed, high_closed)]
+
+
+def _minus(tree: Tree | None) -> Tree:
+    return ("neg", tree or ("num", Fraction(0)))
+
+
+def _position(tree: Tree) -> float:
+    if tree == _INFINITY:
+        return float("inf")
+    if tree == _MINUS_INFINITY:
+        return float("-inf")
+    if not is_constant(tree):
+        raise Undecidable("an interval between expressions")
+    exact = exact_value(tree)
+    if exact is not None:
+        return float(exact)
+    value = decimal_value(tree)
+    if value.imag:
+        raise Undecidable("an interval between complex numbers")
+    return float(value)
+
+
+def same_real_set(gold: list[Piece], answer: list[Piece], same: Callable[[Tree, Tree], bool]) -> bool:
+    """Whether two sets have the same pieces, in any order; touching pieces are joined first."""
+    if len(gold) == len(answer) == 1:
+        pairs = list(zip(gold, answer))
+    else:
+        gold, answer = _joined(gold), _joined(answer)
+        if len(gold) != len(answer):
+            return False
+        pairs = list(zip(gold, answer))
+    return all(
+        (g.low_closed, g.high_closed) == (a.low_closed, a.high_closed) and same(g.low, a.low) and same(g.high, a.high)
+        for g, a in pairs
+    )
+
+
+def _joined(pieces: list[Piece]) -> list[Piece]:
+    ordered = sorted(pieces, key=lambda piece: (_position(piece.low), not piece.low_closed))
+    joined: list[Piece] = []
+    for piece in ordered:
+        if joined:
+            last = joined[-1]
+            gap = _position(piece.low) - _position(last.high)
+            if gap < 0 or (gap == 0 and (piece.low_closed or last.high_closed)):
+                further = (_position(piece.high), piece.high_closed) > (_position(last.high), last.high_closed)
+                end = piece if further else last
+                joined[-1] = Piece(last.low, end.high, last.low_closed, end.high_closed)
+                continue
+        joined.append(piece)
+    return joined

@@ -1,0 +1,151 @@
+"""Judge rows of gold and prediction, one or many, in order: what ``stillhouse verify`` reads and prints.
+
+A row's ``pred`` is a whole completion or a bare answer. *Strict* takes what is boxed (JSON: fenced) after the think block, or
+the whole text where there is neither block nor box; *lenient* also the answer that prose announces, for scoring others'
+outputs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Any, Literal
+
+from stillhouse.pipeline.errors import RecipeError
+from stillhouse.pipeline.extraction import THINK_CLOSE, THINK_OPEN, boxed_answer, fenced_block, strict_answer_of
+from stillhouse.pipeline.verification import DEADLINE_S, judge, require_known_kind
+from stillhouse.pipeline.verifiers.choice import letter_of
+from stillhouse.pipeline.verifiers.lenient import lenient_answer, lenient_letter
+
+Extraction = Literal["strict", "lenient"]
+_CHUNK = 16
+_ENTRY_FIELDS = ("rel_tol", "abs_tol", "unit", "schema", "equal", "pattern", "tests", "entry_point", "setup")
+
+# A gold that is a choice: "C", "(D) Alina", "C Cecile", or prose whose last line says so.
+_CHOICE_GOLD = re.compile(r"\(?([A-J])\)?\.?|(?:.*\n)?\(([A-J])\)\s+\S.*|(?:.*\n)?([A-J])[ .:)]+[A-Z]\w.*", re.DOTALL)
+
+
+def judge_row(
+    kind: str, row: Mapping[str, Any], *, extract: Extraction = "strict", timeout_s: float = DEADLINE_S
+) -> dict[str, str]:
+    """Judge one row and return ``{"verdict": …, "reason": …}``.
+
+    Args:
+        kind: one of ``verification.KINDS``, or ``python:package.module:function``.
+        row: ``gold`` and ``pred``, both text; ``pred`` may be null (no answer). What a kind needs beside them stands in the
+            row too: ``rel_tol``, ``abs_tol``, ``unit`` (number), ``schema`` and ``equal`` (json; ``gold`` may then be missing),
+            ``pattern`` (regex), ``tests``, ``entry_point``, ``setup`` (code), ``entry`` (reasoning_gym, as stored; python).
+            ``entry`` may hold the others as well.
+
+    Raises:
+        RecipeError: an unknown kind, or a row without its fields.
+        StillhouseError: the checking process does not start.
+    """
+    require_known_kind(kind, where="row")
+    if "pred" not in row or ("gold" not in row and kind not in ("json", "regex", "reasoning_gym", "code")):
+        raise RecipeError(f"a row of kind {kind} needs 'gold' and 'pred'; it has {', '.join(map(repr, row)) or 'nothing'}")
+    gold, pred = _text(row.get("gold")), _text(row["pred"])
+    entry = _entry(kind, row)
+    if extract == "lenient" and kind in ("math", "choice"):
+        return _judge_leniently(kind, gold, pred, entry, timeout_s)
+    answer = extracted(kind, pred, extract)
+    stored = (
+        json.dumps(row["entry"]) if kind == "reasoning_gym" and isinstance(row.get("entry"), dict) else _text(row.get("entry"))
+    )
+    if kind == "reasoning_gym" and not stored:
+        raise RecipeError("a row of kind reasoning_gym needs 'entry', as the problem's was stored")
+    said = judge(kind, _gold(gold, kind), answer, entry, stored_entry=stored, timeout_s=timeout_s)
+    return {"verdict": said.outcome, "reason": said.reason}
+
+
+def judge_rows(
+    kind: str,
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    extract: Extraction = "strict",
+    timeout_s: float = DEADLINE_S,
+    num_workers: int = 2,
+) -> Iterator[dict[str, str]]:
+    """Judge rows and yield one verdict each, in their order, lazily; a row that hangs holds up only its own worker."""
+
+    def judge_chunk(chunk: list[Mapping[str, Any]]) -> list[dict[str, str]]:
+        return [judge_row(kind, row, extract=extract, timeout_s=timeout_s) for row in chunk]
+
+    source = iter(rows)
+    with ThreadPoolExecutor(num_workers, thread_name_prefix="judge") as threads:
+        waiting: deque[Future[list[dict[str, str]]]] = deque()
+        while True:
+            while len(waiting) < 4 * num_workers and (chunk := list(islice(source, _CHUNK))):
+                waiting.append(threads.submit(judge_chunk, chunk))
+            if not waiting:
+                return
+            yield from waiting.popleft().result()
+
+
+def extracted(kind: str, pred: str, extract: Extraction) -> str | None:
+    """Return the answer in a completion or a bare answer; None where there is none."""
+    if THINK_OPEN in pred or THINK_CLOSE in pred:
+        if extract == "strict" or kind in ("json", "code"):
+            return strict_answer_of(kind, pred)
+        return lenient_answer(pred)
+    if kind == "code":
+        from stillhouse.pipeline.verifiers.code import python_block
+
+        return python_block(pred) if "```" in pred else pred
+    if kind == "json":
+        return fenced_block(pred, "json") or (boxed_answer(pred) if "\\boxed" in pred else pred.strip())
+    if extract == "lenient" and kind in ("math", "number"):
+        return lenient_answer(pred)
+    return boxed_answer(pred) if "\\boxed" in pred else pred.strip() or None
+
+
+def _gold(gold: str, kind: str) -> str:
+    if kind in ("math", "choice", "number") and "\\boxed" in gold:
+        return boxed_answer(gold) or gold
+    return gold
+
+
+def _judge_leniently(kind: str, gold: str, pred: str, entry: dict[str, Any], timeout_s: float) -> dict[str, str]:
+    choice = _CHOICE_GOLD.fullmatch(gold.strip())
+    answer = lenient_answer(pred)
+    letter = next((group for group in choice.groups() if group), None) if choice else None
+    if letter is None and kind == "choice":
+        letter = letter_of(lenient_answer(gold) or gold)
+    if letter is not None and (kind == "choice" or _is_letter_in_prose(gold, pred, answer)):
+        found = lenient_letter(pred)
+        return {"verdict": "correct" if found == letter else "wrong", "reason": f"letter {found}, gold {letter}"}
+    said = judge(kind, lenient_answer(gold) or gold, answer, entry, timeout_s=timeout_s)
+    return {"verdict": said.outcome, "reason": said.reason}
+
+
+def _is_letter_in_prose(gold: str, pred: str, answer: str | None) -> bool:
+    """Whether a math row is a multiple choice: the gold is an option, or the prediction is words around a letter."""
+    if len(gold.strip()) > 3 or answer is None:
+        return True
+    if answer == pred.strip() and not answer.isascii():
+        return True
+    return letter_of(answer) is None and " " in pred.strip() and not re.search(r"[\\$=*^]", pred)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _entry(kind: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    given = row.get("entry")
+    if kind != "reasoning_gym" and isinstance(given, str) and given:
+        try:
+            given = json.loads(given)
+        except json.JSONDecodeError as error:
+            raise RecipeError(f"the row's 'entry' is not JSON ({error})") from error
+    entry = dict(given) if isinstance(given, Mapping) else {}
+    entry |= {name: row[name] for name in _ENTRY_FIELDS if name in row}
+    if kind == "json" and row.get("gold") is None:
+        entry.setdefault("equal", False)
+    return entry

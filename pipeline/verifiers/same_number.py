@@ -1,0 +1,88 @@
+"""Decide whether two numbers, quantities or expressions are the same; where a decimal is exact and where it is rounded."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from stillhouse.pipeline.verifiers.evaluate import decimal_value, exact_value, same_value
+from stillhouse.pipeline.verifiers.exact_values import Undecidable, Unknown, is_constant
+from stillhouse.pipeline.verifiers.latex import plain_words
+from stillhouse.pipeline.verifiers.tree import BIG_OPERATORS, Tree, contains
+from stillhouse.pipeline.verifiers.units import unit_of
+
+_ANSWER_DIGITS = 10
+_GOLD_DIGITS = 4
+_GREY_DIGITS = 3
+_INEXACT_TOLERANCE = 1e-12
+_MARKS = {"pct": "%", "deg": "degree"}
+
+
+def same_quantity(gold: Tree, answer: Tree) -> bool:
+    if "qty" in (gold[0], answer[0]):
+        gold, answer = (("qty", tree[1], _MARKS[tree[0]]) if tree[0] in _MARKS else tree for tree in (gold, answer))
+    gold_unit, answer_unit = (tree[2] if tree[0] == "qty" else None for tree in (gold, answer))
+    if gold_unit is not None and answer_unit is not None:
+        one, other = unit_of(gold_unit), unit_of(answer_unit)
+        gold_number, number = gold[1], answer[1]
+        if one == other or plain_words(gold_unit) == plain_words(answer_unit):
+            return same_number(gold_number, number)
+        if not one.known and not other.known:
+            raise Undecidable(f"the units {gold_unit!r} and {answer_unit!r} are not known")
+        if one.dimension != other.dimension:
+            return False
+        return same_value(("mul", ("num", one.factor), gold_number), ("mul", ("num", other.factor), number))
+    if gold_unit is not None or answer_unit is not None:
+        gold, answer = (tree[1] if tree[0] == "qty" else tree for tree in (gold, answer))
+        return same_quantity(gold, answer)
+    for mark in ("pct", "deg"):
+        if mark in (gold[0], answer[0]):
+            if gold[0] == answer[0]:
+                return same_number(gold[1], answer[1])
+            bare = [tree[1] if tree[0] == mark else tree for tree in (gold, answer)]
+            return same_number(*bare) or same_number(gold, answer)
+    return same_number(gold, answer)
+
+
+def _lone_decimal(tree: Tree) -> tuple[Fraction, int, int] | None:
+    """(value, places, significant digits) of an answer that is one decimal and nothing else."""
+    if tree[0] != "dec":
+        return None
+    digits = len(str(abs(tree[1] * 10 ** tree[2]).numerator)) if tree[1] else 0
+    return tree[1], tree[2], digits
+
+
+def same_number(gold: Tree, answer: Tree) -> bool:
+    if ("const", "inf") in (gold, answer) or ("neg", ("const", "inf")) in (gold, answer):
+        return gold == answer
+    if same_value(gold, answer):
+        return True
+    if contains(gold, "opaque", BIG_OPERATORS) or contains(answer, "opaque", BIG_OPERATORS):
+        raise Unknown("a sum, product, integral or limit in it")
+    gold_decimal, decimal = _lone_decimal(gold), _lone_decimal(answer)
+    if (gold_decimal is None and decimal is None) or not (is_constant(gold) and is_constant(answer)):
+        return False
+    gap = _distance(gold, answer)
+    if gold_decimal is not None and gap <= _INEXACT_TOLERANCE * abs(float(gold_decimal[0])):
+        return True
+    if gold_decimal is None and decimal is not None and decimal[2] >= _ANSWER_DIGITS:
+        return not _ends(gold) and gap <= 10.0 ** -decimal[1]
+    halves = [(0.5 * 10.0 ** -lone[1], lone[2]) for lone in (gold_decimal, decimal) if lone is not None]
+    half, digits = max(halves)
+    if gap > half * (1 + 1e-12) or digits < _GREY_DIGITS:
+        return False
+    if decimal is None and digits >= _GOLD_DIGITS:
+        return True
+    raise Undecidable("equal only to the digits that are written")
+
+
+def _ends(tree: Tree) -> bool:
+    """Whether a number can be written as a decimal in full; then nothing less will do."""
+    value = exact_value(tree)
+    return value is not None and 10**400 % value.denominator == 0
+
+
+def _distance(left: Tree, right: Tree) -> float:
+    exact = exact_value(left), exact_value(right)
+    if exact[0] is not None and exact[1] is not None:
+        return float(abs(exact[0] - exact[1]))
+    return float(abs(decimal_value(left) - decimal_value(right)))

@@ -1,0 +1,39 @@
+r"""The tree that an answer is read into, and the tokens that end an expression.
+
+A tree is nested tuples, the first element the kind of node:
+
+    ("num", Fraction)  ("dec", Fraction, places)  ("sym", name)  ("const", "pi" | "e" | "i" | "inf")
+    ("add", a, b, …)  ("neg", a)  ("mul", a, b, …)  ("div", a, b)  ("pow", a, b)  ("fn", name, a, …)  ("opaque", name, a, …)
+    ("pct", a)  ("deg", a)  ("qty", a, unit)  ("text", words)  ("mat", row, …)
+    ("list", item, …)  ("tuple", item, …)  ("set", item, …)  ("interval", low, high, low closed, high closed)
+    ("approx", exact, rounded)  ("union", a, b, …)  ("ratio", a, b, …)  ("rel", (operator, …), (side, …), (name or None, …))
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Tree = tuple[Any, ...]
+
+BIG_OPERATORS = frozenset(["\\sum", "\\prod", "\\int", "\\lim", "\\iint", "\\oint", "\\bigcup", "\\bigcap"])
+ENDS = frozenset(
+    (")", "]", "}", "\\}", ",", ";", ":", "&", "\\\\", "\\rangle", "\\rfloor", "\\rceil", "\\cup", "\\cap", "\\setminus")
+)
+
+
+def negated(tree: Tree) -> Tree:
+    """Minus a tree; of a lone number the number itself."""
+    if tree[0] == "num":
+        return ("num", -tree[1])
+    if tree[0] == "dec":
+        return ("dec", -tree[1], tree[2])
+    if tree[0] == "qty":
+        return ("qty", negated(tree[1]), tree[2])
+    return ("neg", tree)
+
+
+def contains(tree: Tree, kind: str, names: frozenset[str]) -> bool:
+    """Whether a node of this kind with one of these names is in a tree."""
+    return (tree[0] == kind and tree[1] in names) or any(
+        contains(part, kind, names) for part in tree[1:] if isinstance(part, tuple) and part and isinstance(part[0], str)
+    )

@@ -1,0 +1,193 @@
+"""The table of attacks on the sandbox: probes, system calls and programs, as ``sandbox_attacks.py`` runs them.
+
+A *probe* is an expression (``attack_probes.txt``); it leaks when it comes to something true. Probes of one kind run in one
+sandbox, one after the other. A *call* is a raw system call; it leaks unless the kernel says EPERM or ENOSYS, because any other
+error means that the filter let it through to the kernel's own code. A *program* (``attack_programs.txt``) runs in a sandbox of
+its own: it leaks when it prints LEAK, when it ends otherwise than it should, or when anything outside has changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# name: x86_64, aarch64 (None: not there), arguments
+CALLS: dict[str, tuple[int | None, int | None, tuple[Any, ...]]] = {
+    "mount": (165, 40, (b"tmpfs", b"/tmp", b"tmpfs", 0, 0)),
+    "umount2": (166, 39, (b"/tmp", 2)),
+    "pivot_root": (155, 41, (b"/tmp", b"/tmp")),
+    "chroot": (161, 51, (b"/tmp",)),
+    "fsopen": (430, 430, (b"tmpfs", 0)),
+    "fsmount": (432, 432, (0, 0, 0)),
+    "fspick": (433, 433, (-100, b"/tmp", 0)),
+    "move_mount": (429, 429, (-100, b"/tmp", -100, b"/tmp", 0)),
+    "open_tree": (428, 428, (-100, b"/", 1)),
+    "mount_setattr": (442, 442, (-100, b"/", 0, 0, 0)),
+    "open_by_handle_at": (304, 265, (-100, b"\0" * 64, 0)),
+    "name_to_handle_at": (303, 264, (-100, b"/", b"\0" * 64, b"\0" * 8, 0)),
+    "unshare user": (272, 97, (0x10000000,)),
+    "unshare net": (272, 97, (0x40000000,)),
+    "unshare mount": (272, 97, (0x20000,)),
+    "setns": (308, 268, (0, 0)),
+    "clone with a new user namespace": (56, 220, (0x10000000 | 17, 0, 0, 0, 0)),
+    "clone with a new pid namespace": (56, 220, (0x20000000 | 17, 0, 0, 0, 0)),
+    "clone3": (435, 435, (b"\0" * 88, 88)),
+    "ptrace": (101, 117, (16, 1, 0, 0)),
+    "process_vm_readv": (310, 270, (1, 0, 0, 0, 0, 0)),
+    "process_vm_writev": (311, 271, (1, 0, 0, 0, 0, 0)),
+    "process_madvise": (440, 440, (0, 0, 0, 0, 0)),
+    "kcmp": (312, 272, (1, 1, 0, 0, 0)),
+    "pidfd_open": (434, 434, (1, 0)),
+    "pidfd_getfd": (438, 438, (0, 0, 0)),
+    "pidfd_send_signal": (424, 424, (0, 0, 0, 0)),
+    "bpf": (321, 280, (0, b"\0" * 128, 128)),
+    "perf_event_open": (298, 241, (b"\0" * 128, 0, -1, -1, 0)),
+    "userfaultfd": (323, 282, (1,)),
+    "io_uring_setup": (425, 425, (4, b"\0" * 120)),
+    "io_uring_enter": (426, 426, (0, 0, 0, 0, 0, 0)),
+    "keyctl": (250, 219, (0, -3, 1)),
+    "add_key": (248, 217, (b"user", b"x", b"x", 1, -3)),
+    "request_key": (249, 218, (b"user", b"x", 0, -3)),
+    "memfd_create": (319, 279, (b"x", 0)),
+    "memfd_secret": (447, 447, (0,)),
+    "splice": (275, 76, (0, 0, 1, 0, 1, 0)),
+    "vmsplice": (278, 75, (1, 0, 0, 0)),
+    "tee": (276, 77, (0, 1, 1, 0)),
+    "init_module": (175, 105, (b"x", 1, b"")),
+    "finit_module": (313, 273, (0, b"", 0)),
+    "delete_module": (176, 106, (b"x", 0)),
+    "kexec_load": (246, 104, (0, 0, 0, 0)),
+    "reboot": (169, 142, (0, 0, 0, 0)),
+    "swapon": (167, 224, (b"/tmp", 0)),
+    "acct": (163, 89, (b"/tmp/acct",)),
+    "syslog": (103, 116, (3, b"\0" * 64, 64)),
+    "settimeofday": (164, 170, (b"\0" * 16, 0)),
+    "clock_settime": (227, 112, (0, b"\0" * 16)),
+    "adjtimex": (159, 171, (b"\0" * 256,)),
+    "sethostname": (170, 161, (b"x", 1)),
+    "setdomainname": (171, 162, (b"x", 1)),
+    "personality": (135, 92, (0x0040000,)),
+    "modify_ldt": (154, None, (0, b"\0" * 64, 64)),
+    "iopl": (172, None, (3,)),
+    "ioperm": (173, None, (0, 1, 1)),
+    "capset": (126, 91, (b"\0" * 8, b"\0" * 24)),
+    "setresuid": (117, 147, (0, 0, 0)),
+    "setfsuid": (122, 151, (0,)),
+    "shmget": (29, 194, (0, 4096, 0o1600)),
+    "shmat": (30, 196, (0, 0, 0)),
+    "semget": (64, 190, (0, 1, 0o1600)),
+    "msgget": (68, 186, (0, 0o1600)),
+    "mq_open": (240, 180, (b"x", 0o102, 0o600, 0)),
+    "fanotify_init": (300, 262, (0, 0)),
+    "inotify_init1": (294, 26, (0,)),
+    "quotactl": (179, 60, (0, 0, 0, 0)),
+    "move_pages": (279, 239, (0, 0, 0, 0, 0, 0)),
+    "set_mempolicy": (238, 237, (0, 0, 0)),
+    "mlock": (149, 228, (0, 4096)),
+    "terminal input (ioctl TIOCSTI)": (16, 29, (0, 0x5412, b"x")),
+    "block device (ioctl BLKGETSIZE)": (16, 29, (0, 0x1260, b"\0" * 8)),
+    "memory map (prctl PR_SET_MM)": (157, 167, (35, 1, 0, 0, 0)),
+    "timer slack of others (prctl)": (157, 167, (29, 1, 0, 0, 0)),
+    "x32 system call": (0x40000000 | 39, None, ()),
+    "a number that no kernel has": (9999, 9999, ()),
+}
+
+PRELUDE = """
+import ctypes, json, mmap, os, resource, signal, socket, sys, threading, time
+aim = json.load(sys.stdin)
+libc = ctypes.CDLL(None, use_errno=True)
+libc.getenv.restype = ctypes.c_char_p
+def connect(family, address):
+    with socket.socket(family, socket.SOCK_STREAM) as client:
+        client.settimeout(2)
+        client.connect(address)
+    return "connected"
+def is_open(fd):
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+def run(path):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.execv(path, [path, "-c", "pass"])
+        finally:
+            os._exit(99)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 99
+def copy_of_python(path="/tmp/native"):
+    with open(os.path.realpath(sys.executable), "rb") as source, open(path, "wb") as target:
+        target.write(source.read())
+    os.chmod(path, 0o755)
+    return path
+"""
+RUN_PROBES = """
+found = {}
+for name, expression in rows.items():
+    try:
+        value = eval(expression)
+    except BaseException as error:
+        found[name] = [False, type(error).__name__ + ": " + str(error)]
+    else:
+        found[name] = [bool(value), repr(value)[:200]]
+print(json.dumps(found))
+"""
+RUN_CALLS = """
+machine = {"aarch64": 1}.get(os.uname().machine, 0)
+found = {}
+for name, row in rows.items():
+    if row[machine] is None:
+        found[name] = [False, "this machine has no such call"]
+        continue
+    arguments = [ctypes.c_long(a) if isinstance(a, int) else ctypes.create_string_buffer(a, len(a)) for a in row[2]]
+    ctypes.set_errno(0)
+    result = libc.syscall(ctypes.c_long(row[machine]), *arguments)
+    error = ctypes.get_errno()
+    if result == 0 and name.startswith("clone") and os.getppid() == 0:
+        os._exit(0)
+    found[name] = [result >= 0 or error not in (1, 38), f"{result} {os.strerror(error)}"]
+print(json.dumps(found))
+"""
+
+
+@dataclass(frozen=True)
+class Program:
+    """An attack with a sandbox of its own. ``ends`` are the ends allowed: what it was killed for, or "" for its own end."""
+
+    kind: str
+    name: str
+    source: str
+    ends: tuple[str, ...]
+    limits: dict[str, float]
+
+
+def sections(name: str) -> list[tuple[list[str], str]]:
+    """A text file's sections: the fields of each ``== a | b | c`` line, and what stands below it."""
+    text = Path(__file__).with_name(name).read_text()
+    parts = text.split("\n== ")[1:]
+    return [([field.strip() for field in head.split("|")], body) for head, _, body in (part.partition("\n") for part in parts)]
+
+
+def probes() -> dict[str, dict[str, str]]:
+    """Expressions by kind and name."""
+    rows = {
+        kind: [line.split(" | ", 1) for line in body.splitlines() if line] for (kind,), body in sections("attack_probes.txt")
+    }
+    return {kind: dict(pairs) for kind, pairs in rows.items()}
+
+
+def programs() -> list[Program]:
+    """Programs with the ends they may come to."""
+    found = []
+    for (kind, name, ends, *limits), body in sections("attack_programs.txt"):
+        given = dict(pair.split("=") for text in limits for pair in text.split())
+        numbers = {key: int(value) if key == "cpu_s" else float(value) for key, value in given.items()}
+        found.append(Program(kind, name, body, tuple("" if end == "itself" else end for end in ends.split()), numbers))
+    return found
+
+
+def count() -> int:
+    """How many attacks the table holds; the scoring cheats are counted apart."""
+    return sum(map(len, probes().values())) + len(CALLS) + len(programs())

@@ -1,0 +1,159 @@
+r"""Plant test items in training data in many forms, count what is found and what is wrongly removed, and measure the speed.
+
+    python -m tests.harness.decontamination [--items 60] [--traces 1000]
+
+The items are of a dozen reasoning-gym tasks, from "Calculate 5 - 3." to whole stories. Beside ours stands the plain route that
+others take (datatrove's: normalize, hash every n-gram, one that any item has is a hit), on the same cases and texts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import re
+import time
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import reasoning_gym
+
+from stillhouse.pipeline.decontamination import NGRAM, Decontaminator
+from stillhouse.pipeline.overlap.words import to_words
+from tests.harness.long_traces import long_traces
+
+TASKS = (
+    ("chain_sum", {"min_terms": 3, "max_terms": 6}),
+    ("chain_sum", {"min_terms": 2, "max_terms": 4, "min_digits": 1, "max_digits": 1}),
+    ("basic_arithmetic", {}),
+    ("leg_counting", {}),
+    ("simple_equations", {}),
+    ("fraction_simplification", {}),
+    ("gcd", {}),
+    ("lcm", {}),
+    ("calendar_arithmetic", {}),
+    ("time_intervals", {}),
+    ("number_sorting", {}),
+    ("gsm_symbolic", {}),
+)
+FULL_WIDTH = str.maketrans("0123456789", "０１２３４５６７８９")
+FORMATS: dict[str, Callable[[str], str]] = {
+    "blanks and line breaks": lambda s: "  " + s.replace(" ", "\n "),
+    "upper case": str.upper,
+    "bold": lambda s: f"**{s}**",
+    "full-width digits": lambda s: s.translate(FULL_WIDTH),
+    "unicode operators": lambda s: s.replace(" - ", " − ").replace(" * ", " × ").replace(" / ", " ÷ "),
+    "LaTeX operators": lambda s: s.replace(" * ", r" \times ").replace("(", r"\left(").replace(")", r"\right)"),
+    "LaTeX spacing": lambda s: s.replace(" ", r"\, "),
+    "no blanks at operators": lambda s: re.sub(r"(?<=\d) ([-+*/]) (?=\d)", r"\1", s),
+    "dollars": lambda s: re.sub(r"(\d[\d +*/()-]*\d)", r"$\1$", s),
+    "no closing mark": lambda s: re.sub(r"[.?:=\s]+$", "", s),
+    "curly quotes and dashes": lambda s: s.replace("'", "’").replace('"', "”").replace("-", "‐"),
+    "text command": lambda s: re.sub(r"\b([A-Za-z]{4,})\b", r"\\text{\1}", s, count=1),
+}
+AROUND = (
+    "Here is a task.\n{}\nShow your 2 best attempts.",
+    'The user asks: "{}" Let me think.',
+    "Problem 17. {} (4 points)",
+    "Wait. {}\n\nSo first we look at the 3 numbers.",
+)
+Case = tuple[str, str, str, bool]
+"""(kind, prompt, trace, whether the trace has to go)."""
+
+
+def cases(items: list[str], draw: random.Random) -> Iterator[Case]:
+    known = {to_words(item).words for item in items}
+    for item in items:
+        short = len(to_words(item).words) < NGRAM
+        yield "verbatim prompt", item, "<think>2</think>", True
+        name = draw.choice([name for name, write in FORMATS.items() if write(item) != item])
+        yield "format: " + name, FORMATS[name](item), "", True
+        around = draw.choice(AROUND).format(item)
+        yield f"{'short, ' if short else ''}embedded in the prompt", around, "", True
+        if not short:
+            yield "verbatim in the trace", "What is a leap year?", f"<think>{item}</think>4", True
+            yield "embedded in the trace", "What is a leap year?", f"<think>It is 4. {around} Then 4.</think>4", True
+            write = FORMATS[draw.choice(list(FORMATS))]
+            long = long_traces(1, num_chars=3_000, seed=draw.randrange(10**6))[0].completion
+            middle = long.index("\n", len(long) // 2)
+            yield "reformatted, in a long trace", "What?", f"{long[:middle]}\n{write(item)}\n{long[middle:]}", True
+            yield "one word changed (no target)", one_word_changed(item, draw), "", True
+        number = draw.choice(list(re.finditer(r"\d+", item)))
+        swapped = f"{item[: number.start()]}{int(number[0]) + draw.randint(1, 9)}{item[number.end() :]}"
+        if to_words(swapped).words not in known:
+            yield "number-swapped", swapped, f"<think>{swapped}</think>{draw.choice(AROUND).format(swapped)}", False
+
+
+def questions(task: str, options: dict[str, int], *, size: int, seed: int) -> list[str]:
+    return [entry["question"].strip() for entry in reasoning_gym.create_dataset(task, size=size, seed=seed, **options)]
+
+
+def one_word_changed(item: str, draw: random.Random) -> str:
+    words = [m for m in re.finditer(r"[A-Za-z]{3,}", item)]
+    word = draw.choice(words)
+    return f"{item[: word.start()]}otherwise{item[word.end() :]}"
+
+
+class PlainRoute:
+    """Every n-gram of lower-cased words without punctuation, in one set: what shares one is a hit."""
+
+    def __init__(self, items: list[str], n: int = NGRAM) -> None:
+        self.n = n
+        self.grams = {gram for item in items for gram in self._grams(item)}
+
+    def _grams(self, text: str) -> Iterator[int]:
+        words = re.sub(r"[^\w\s]", " ", unicodedata.normalize("NFD", text.lower())).split()
+        for i in range(len(words) - self.n + 1):
+            yield hash(" ".join(words[i : i + self.n]))
+
+    def check(self, prompt: str, trace: str) -> bool:
+        return any(gram in self.grams for text in (prompt, trace) for gram in self._grams(text))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--items", type=int, default=60, help="items a task")
+    parser.add_argument("--traces", type=int, default=1000, help="traces of 12,000 characters for the speed")
+    arguments = parser.parse_args()
+    draw = random.Random(0)
+    items, fresh = [], []
+    for task, options in TASKS:
+        items += questions(task, options, size=arguments.items, seed=1)
+        fresh += questions(task, options, size=arguments.items, seed=10**6)
+    items = list(dict.fromkeys(items))
+    known = {to_words(item).words for item in items}
+    planted = list(cases(items, draw))
+    planted += [("fresh, of the same templates", text, text, False) for text in fresh if to_words(text).words not in known]
+    planted += [("unrelated long trace", "?", trace.completion, False) for trace in long_traces(200, seed=5)]
+
+    begin = time.process_time()
+    ours = Decontaminator({"planted": items})
+    built = time.process_time() - begin
+    plain = PlainRoute(items)
+    found: dict[str, Counter[str]] = {}
+    for (kind, prompt, trace, wanted), drop in zip(planted, ours.check_batch([(p, t) for _, p, t, _ in planted])):
+        counts = found.setdefault(kind, Counter())
+        counts.update(num=1, ours=drop is not None, plain=plain.check(prompt, trace), wanted=wanted)
+        if (drop is not None) != wanted and counts["shown"] < 2:
+            counts["shown"] += 1
+            print(f"  {'missed' if wanted else 'wrongly removed'} ({kind}): {(prompt if drop is None else str(drop))[:300]!r}")
+    print(f"\n{len(items)} items (index built in {built:.1f} s), {sum(c['num'] for c in found.values())} cases")
+    print(f"{'kind':42} {'cases':>6} {'ours':>8} {'plain':>8}   removed")
+    for kind, counts in sorted(found.items(), key=lambda row: (-row[1]["wanted"] / row[1]["num"], row[0])):
+        share = [f"{100 * counts[who] / counts['num']:.1f} %" for who in ("ours", "plain")]
+        print(f"{kind:42} {counts['num']:6} {share[0]:>8} {share[1]:>8}   {'to remove' if counts['wanted'] else 'to keep'}")
+
+    texts = [("?", trace.completion) for trace in long_traces(arguments.traces, seed=9)]
+    size = sum(len(text) for _, text in texts) / 1e6
+    for name, check in (
+        ("ours", lambda: ours.check_batch(texts)),
+        ("plain", lambda: [plain.check(*pair) for pair in texts]),
+    ):
+        begin = time.process_time()
+        hits = sum(bool(hit) for hit in check())
+        seconds = time.process_time() - begin
+        print(f"speed, {name}: {size / seconds:.1f} MB/s of one core over {size:.0f} MB of clean traces ({hits} hits)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Programs that want to be called correct without being so: each must lose, and the honest ones beside them must win.
+
+The expected outputs hold a token drawn for each run, so that a program that prints it must have found it somewhere.
+"""
+
+from __future__ import annotations
+
+import secrets
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from stillhouse.pipeline.sandbox.records import Tier
+from stillhouse.pipeline.verifiers.code import verify_program
+from stillhouse.pipeline.verifiers.judgement import Judgement
+from tests.harness.attack_table import sections
+
+TOKEN = "token-" + secrets.token_hex(8)
+IO_TESTS = {
+    "tests": [
+        {"stdin": "2 3\n", "stdout": f"5 {TOKEN}\n"},
+        {"stdin": "10 20\n", "stdout": f"30 {TOKEN}\n"},
+    ]
+}
+ASSERTS = {
+    "entry_point": "add",
+    "tests": f"""
+def check(candidate):
+    assert candidate(2, 3) == 5
+    assert candidate(10, 20) == 30
+    assert candidate('{TOKEN[:6]}', '{TOKEN[6:]}') == '{TOKEN}'
+    assert candidate(-4, 1) == -3
+""",
+}
+# Asserts of every comparison, so that an object which says yes to each has something to say yes to.
+COMPARISONS = {
+    "tests": """
+import math
+assert not add(1, -1)
+assert add(2, 3) > 4
+assert add(2, 3) in (5, 6)
+assert abs(add(1, 2) - 3) < 1e-9
+assert math.isclose(add(1.5, 1), 2.5)
+assert str(add(1, 1)) == '2'
+assert isinstance(add(1, 1), int)
+assert {add(1, 1), 3}.issubset({2, 3})
+assert [add(1, 1)] == [2] and sorted([add(2, 1), 1]) == [1, 3]
+"""
+}
+SUBSET = {"tests": "assert add(1, 2).issubset({7})"}
+RAISES = {
+    "tests": """
+try:
+    add(1, None)
+except TypeError:
+    pass
+else:
+    raise AssertionError('no error')
+assert add(1, 2) == 3
+"""
+}
+CALLBACK = {
+    "tests": """
+def key(x):
+    return x + 1
+assert add(key, 2) == [3, 4, 5]
+"""
+}
+SETUP = {
+    "setup": """
+class Box:
+    def __init__(self, v):
+        self.v = v
+    def same(self, other):
+        return self.v == other.v
+""",
+    "tests": "assert add(Box(1), Box(2)).same(Box(3))",
+}
+SEARCH = """
+import os, sys, gc, re
+def hunt():
+    texts = [repr(sys.argv), repr(dict(os.environ)), repr(sys.orig_argv)]
+    frame = sys._getframe()
+    while frame:
+        texts.append(repr(frame.f_locals)); texts.append(repr(frame.f_globals)); frame = frame.f_back
+    for thing in gc.get_objects():
+        if isinstance(thing, (dict, list, tuple)):
+            try: texts.append(repr(thing)[:100000])
+            except Exception: pass
+    for root, _, names in os.walk('/tmp'):
+        for name in names:
+            try: texts.append(open(os.path.join(root, name), errors='replace').read())
+            except OSError: pass
+    for path in ('/proc/self/mem', '/proc/1/mem', '/proc/self/environ', '/proc/1/cmdline'):
+        try: texts.append(open(path, errors='replace').read(1 << 20))
+        except OSError: pass
+    found = [m for t in texts for m in re.findall('token-[0-9a-f]{16}', t)]
+    return found[0] if found else 'token-unknown'
+"""
+ENTRIES = {
+    "OUTPUT": IO_TESTS,
+    "ASSERTS": ASSERTS,
+    "COMPARISONS": COMPARISONS,
+    "SUBSET": SUBSET,
+    "RAISES": RAISES,
+    "CALLBACK": CALLBACK,
+    "SETUP": SETUP,
+}
+
+
+@dataclass(frozen=True)
+class Cheat:
+    name: str
+    entry: dict[str, Any]
+    program: str
+
+
+def cheats(*, honest: bool = False) -> list[Cheat]:
+    """The rows of ``scoring_cheats.txt``: the cheats, or the honest programs beside them."""
+    rows = []
+    for (name, entry), body in sections("scoring_cheats.txt"):
+        if name.startswith("honest: ") == honest:
+            program = body.replace("$SEARCH", SEARCH).replace("$TOKEN", TOKEN)
+            rows.append(Cheat(name.removeprefix("honest: "), ENTRIES[entry], program))
+    return rows
+
+
+@dataclass(frozen=True)
+class CheatOutcome:
+    name: str
+    leaked: bool
+    seen: str
+    kind: str = "cheat"
+
+
+def judge(cheat: Cheat, tier: Tier = "strict", *, timeout_s: float = 3.0) -> Judgement:
+    return verify_program(cheat.entry, cheat.program, timeout_s=timeout_s, sandbox=tier)
+
+
+def run_cheats(tier: Tier = "strict") -> list[CheatOutcome]:
+    """Judge every cheat; ``leaked`` where one was called correct."""
+    with ThreadPoolExecutor(2) as threads:
+        judged = zip(cheats(), threads.map(lambda cheat: judge(cheat, tier), cheats()))
+        return [CheatOutcome(cheat.name, said.outcome == "correct", f"{said.outcome}: {said.reason}") for cheat, said in judged]

@@ -1,0 +1,78 @@
+"""Other people's tables of gold, prediction and verdict, judged with lenient extraction.
+
+``tests/conformance/`` holds the tables as they stand in the tests of Math-Verify, lighteval and NeMo-Skills, each row with the
+test it comes from. Rows that are left out stand in ``left_out.jsonl``, each with its reason.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stillhouse.pipeline.verifiers.rows import judge_row, judge_rows
+
+FOLDER = Path(__file__).parents[1] / "conformance"
+TABLES = ("lighteval_extractive_match", "math_verify_tests", "nemo_skills_math_equal")
+
+
+def rows(name):
+    return [json.loads(line) for line in (FOLDER / f"{name}.jsonl").read_text().splitlines()]
+
+
+LEFT_OUT = {(row["table"], row["id"]) for row in rows("left_out")}
+
+
+def kept(name):
+    return [row for row in rows(name) if (f"{name}.jsonl", row["id"]) not in LEFT_OUT]
+
+
+def disagreements(cases):
+    """(gold, pred, expected) of each case that is judged otherwise, with what was said."""
+    judged = judge_rows("math", [{"gold": gold, "pred": pred} for gold, pred, _ in cases], extract="lenient")
+    return [(*case, said) for case, said in zip(cases, judged) if (said["verdict"] == "correct") != bool(case[2])]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_row_of_the_table_is_judged_as_expected(table):
+    """A row judged otherwise is an answer that another evaluation of the same model counts the other way."""
+    cases = [(row["gold"], row["pred"], row["expected"]) for row in kept(table)]
+    assert len(cases) >= 30
+    assert disagreements(cases) == []
+
+
+def test_bare_answers_are_judged_the_same_when_wrapped():
+    """A model that writes $5$ or \\boxed{5} where the table has 5 would be marked down for its dollars."""
+    cases = []
+    for row in kept("nemo_skills_math_equal"):
+        if row["pred"]:
+            wrapped = [f"${row['pred']}$", f"\\boxed{{{row['pred']}}}", f"$\\boxed{{{row['pred']}}}$"]
+            cases += [(gold, pred, row["expected"]) for pred in wrapped for gold in (row["gold"], f"${row['gold']}$")]
+    assert disagreements(cases) == []
+
+
+def test_symmetric_rows_hold_in_both_directions():
+    """Which of two equal answers the data set calls gold is chance, and must not decide the score."""
+    cases = [
+        (row["pred"], row["gold"], row["expected"])
+        for row in rows("nemo_skills_math_equal")
+        if row["symmetric"] and row["pred"]
+    ]
+    assert len(cases) == 29
+    assert disagreements(cases) == []
+
+
+def test_bare_answers_need_no_leniency():
+    """Training labels are strict; a bare right answer that only lenient extraction finds would be thrown away."""
+    for row in kept("nemo_skills_math_equal"):
+        said = judge_row("math", row)
+        assert (said["verdict"] == "correct") == bool(row["expected"]), (row, said)
+
+
+def test_few_rows_are_left_out_and_each_says_why():
+    """Leaving out what fails would make any verifier pass."""
+    ids = {f"{table}.jsonl": {row["id"] for row in rows(table)} for table in TABLES}
+    for row in rows("left_out"):
+        assert row["id"] in ids[row["table"]]
+        assert len(row["reason"]) > 20
+    for table, all_ids in ids.items():
+        assert sum(left[0] == table for left in LEFT_OUT) <= 0.05 * len(all_ids)

@@ -1,0 +1,178 @@
+"""Numbers with tolerance and unit, JSON, regular expressions, and a user's own function."""
+
+import json
+import re
+import sys
+
+import pytest
+
+from stillhouse.pipeline import judge_process
+from stillhouse.pipeline.errors import RecipeError, StillhouseError
+from stillhouse.pipeline.records import Problem
+from stillhouse.pipeline.verification import require_known_kind, self_check, verify
+from stillhouse.pipeline.verifiers.units import unit_of
+
+
+def problem(kind, gold, entry=None):
+    return Problem("?", gold, kind, "mine.jsonl", "train", json.dumps(entry) if entry else "")
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "entry", "outcome"),
+    [
+        ("1800 L", "1800 L", {}, "correct"),
+        ("1800 L", "1.8 m^3", {}, "correct"),
+        ("1800 L", r"1800 \text{ liters}", {}, "correct"),
+        ("1800 L", "1800", {}, "correct"),
+        ("1800", "1800 L", {"unit": "L"}, "correct"),
+        ("1800", "1.8 m^3", {"unit": "L"}, "correct"),
+        ("1800 L", "1800 mL", {}, "wrong"),
+        ("1800 L", "1800 kg", {}, "wrong"),
+        ("1800 L", "1810 L", {}, "wrong"),
+        ("1800 L", "1810 L", {"rel_tol": 0.01}, "correct"),
+        ("1800 L", "1810 L", {"abs_tol": 5}, "wrong"),
+        ("1800 L", "1804 L", {"abs_tol": "5"}, "correct"),
+        ("1800 L", "1.804 m^3", {"abs_tol": 5}, "correct"),
+        ("90 km/h", r"25\ \text{m/s}", {}, "correct"),
+        ("90 km/h", "25 meters per second", {}, "correct"),
+        ("2.5 hours", "150 minutes", {}, "correct"),
+        ("3 apples", "3 oranges", {}, "wrong"),
+        ("12 %", "0.12", {}, "wrong"),  # a bare number is in the gold's unit
+        ("-5", "−5", {}, "correct"),
+        (r"\frac{1}{3}", "0.333333", {"rel_tol": 1e-5}, "correct"),
+        (r"\sqrt{2} m", "1.41421356 m", {}, "correct"),
+        ("5", "about five", {}, "wrong"),
+        ("5", "x", {}, "wrong"),
+        ("5", "4 or 5", {}, "wrong"),
+        ("five", "5", {}, "undecided"),
+        ("5", "5", {"rel_tol": "a bit"}, "undecided"),
+        ("5", "5", {"abs_tol": -1}, "undecided"),
+    ],
+)
+def test_numbers_with_tolerance_and_unit(gold, answer, entry, outcome):
+    """An engineer's answers carry units; one in another unit is right, one of another quantity is not."""
+    assert verify(problem("number", gold, entry), answer).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "factor"),
+    [("km", "m", 1000), ("kWh", "J", 3_600_000), ("cm^2", "mm^2", 100), ("miles per hour", "m/s", 0.44704),
+     ("N", "kg m/s^2", 1), ("square meters", "m^2", 1), ("ml", "cc", 1), ("dollars", "cents", 100), ("weeks", "days", 7)],
+)  # fmt: skip
+def test_units_convert_exactly(left, right, factor):
+    """A wrong factor turns every answer in that unit into a wrong one."""
+    one, other = unit_of(left), unit_of(right)
+    assert one.dimension == other.dimension
+    assert float(one.factor / other.factor) == factor
+
+
+SCHEMA = {"type": "object", "properties": {"age": {"type": "integer", "minimum": 0}}, "required": ["age"]}
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "entry", "outcome"),
+    [
+        ('{"a": 1, "b": [2]}', '{"b": [2.0], "a": 1}', {}, "correct"),
+        ('{"a": 1}', '{"a": true}', {}, "wrong"),
+        ("[1, 2]", "[2, 1]", {}, "wrong"),
+        ('{"a": 1}', '{"a": 1, "a": 1}', {}, "wrong"),
+        ('{"a": 1}', '{"a": 1} and more', {}, "wrong"),
+        ("1", "NaN", {}, "wrong"),
+        ('{"age": 3}', '{"age": 4}', {"schema": SCHEMA}, "wrong"),
+        ('{"age": 3}', '{"age": 4}', {"schema": SCHEMA, "equal": False}, "correct"),
+        ('{"age": 3}', '{"age": -4}', {"schema": SCHEMA, "equal": False}, "wrong"),
+        ('{"age": 3}', '{"age": "4"}', {"schema": SCHEMA, "equal": False}, "wrong"),
+        ('{"age": 3}', '{"age": 3}', {"schema": {"type": "no such type"}}, "undecided"),
+        ("not JSON", "1", {}, "undecided"),
+        ("[]", "[" * 3000, {}, "wrong"),
+    ],
+)
+def test_json_by_schema_and_value(gold, answer, entry, outcome):
+    """A tool call that only looks right breaks the program that reads it."""
+    assert verify(problem("json", gold, entry), answer).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "entry", "outcome"),
+    [
+        (r"\d{4}-\d{2}-\d{2}", "2024-02-29", {}, "correct"),
+        (r"\d{4}-\d{2}-\d{2}", "on 2024-02-29", {}, "wrong"),
+        ("2024-02-29", "1999-01-01", {"pattern": r"\d{4}-\d{2}-\d{2}"}, "correct"),
+        ("(", "(", {}, "undecided"),
+    ],
+)
+def test_regular_expressions_match_the_whole_answer(gold, answer, entry, outcome):
+    """A pattern that were searched for would be found in a list of guesses."""
+    assert verify(problem("regex", gold, entry), answer).outcome == outcome
+
+
+def test_a_pattern_that_never_ends_is_undecided():
+    """One pattern with nested repeats would stall the whole stage."""
+    judged = verify(problem("regex", r"(a+)+b"), "a" * 40, timeout_s=0.5)
+    assert judged.outcome == "undecided"
+    assert verify(problem("regex", r"a+"), "aaa").outcome == "correct"
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    (tmp_path / "my_checks.py").write_text(
+        "def even(answer, gold, entry):\n    return int(answer) % 2 == 0\n"
+        "def with_reason(answer, gold, entry):\n    return 'wrong', f'{answer} is not {gold}, {entry[\"why\"]}'\n"
+        "def hangs(answer, gold, entry):\n    while True: pass\n"
+        f"def writes(answer, gold, entry):\n    open({str(tmp_path / 'written')!r}, 'w')\n    return True\n"
+        "def says_yes(answer, gold, entry):\n    return 'yes'\n"
+    )
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    judge_process.close_workers()
+    yield tmp_path
+    judge_process.close_workers()
+
+
+def test_a_users_own_function_judges(own_module):
+    """A team's own notion of right is the reason to have this kind; it must count as every other does."""
+    assert verify(problem("python:my_checks:even", "2"), "4").outcome == "correct"
+    assert verify(problem("python:my_checks:even", "2"), "3").outcome == "wrong"
+    said = verify(problem("python:my_checks:with_reason", "2", {"why": "as I say"}), "3")
+    assert (said.outcome, said.reason) == ("wrong", "3 is not 2, as I say")
+
+
+def test_a_users_own_function_cannot_spoil_the_run(own_module):
+    """It hangs, raises, writes files or returns nonsense some day; that is one item undecided, not a lost run."""
+    assert verify(problem("python:my_checks:hangs", "2"), "4", timeout_s=0.5).outcome == "undecided"
+    assert verify(problem("python:my_checks:even", "2"), "four").outcome == "undecided"
+    assert verify(problem("python:my_checks:writes", "2"), "4").outcome == "undecided"
+    assert not (own_module / "written").exists()
+    said = verify(problem("python:my_checks:says_yes", "2"), "4")
+    assert said.outcome == "undecided"
+    assert "must return" in said.reason
+    with pytest.raises(StillhouseError, match=r"cannot start.*no_such"):
+        verify(problem("python:my_checks:no_such", "2"), "4")
+
+
+@pytest.mark.parametrize("kind", ["python:os", "python:os:", "python::f", "python:a b:f", "python:os.path:join.x", "python"])
+def test_a_name_that_is_no_function_is_refused(kind):
+    """A typing error in a recipe must stop it before the teacher is paid."""
+    with pytest.raises(RecipeError, match=re.escape(repr(kind))):
+        require_known_kind(kind, where="here")
+
+
+def test_the_other_kinds_pass_their_self_check():
+    """A kind whose own gold fails would empty the user's problems in silence."""
+    problems = [
+        problem("number", "1800 L", {"rel_tol": 0.01}),
+        problem("number", "-2.5"),
+        problem("json", '{"age": 3}', {"schema": SCHEMA, "equal": False}),
+        problem("json", "[1, 2]"),
+        problem("regex", "2024-02-29", {"pattern": r"\d{4}-\d{2}-\d{2}"}),
+    ]
+    report = self_check(problems)
+    assert report.failures == []
+    assert report.num_mutated >= 2 * len(problems)
+
+
+def test_an_entry_that_is_no_object_is_named():
+    """A broken entry read as empty would drop the user's tolerance."""
+    with pytest.raises(RecipeError, match="entry"):
+        verify(Problem("?", "5", "number", "mine", "train", "[1]"), "5")
+    with pytest.raises(RecipeError, match="not JSON"):
+        verify(Problem("?", "5", "number", "mine", "train", "{"), "5")
