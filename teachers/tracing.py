@@ -14,7 +14,7 @@ from pathlib import Path
 
 from stillhouse.pipeline.extraction import split_reasoning
 from stillhouse.pipeline.prompts import chat_messages, opens_think_block, render_prompt
-from stillhouse.pipeline.records import SCHEMA_VERSION, Completion, Problem, Sampling, Trace, content_key
+from stillhouse.pipeline.records import KEY_VERSION, Completion, Problem, Sampling, Trace, content_key
 
 _TEXT_FILES = frozenset({".json", ".jinja", ".txt", ".model"})
 _WEIGHT_FILES = frozenset({".safetensors", ".bin"})
@@ -51,18 +51,19 @@ def trace_requests(
         seed: the recipe's seed; with problem and sample index it decides each row's own.
     """
     requests = []
+    extras = sampling.extras()
     for problem, prompt in zip(problems, rendered_prompts, strict=True):
         for index in range(samples_per_problem):
             # 63 bits: what an Arrow int64 column holds.
             row_seed = int(content_key("seed", seed, prompt, index)[:16], 16) >> 1
             key = content_key(
                 "trace",
-                SCHEMA_VERSION,
+                KEY_VERSION,
                 prompt,
                 teacher,
                 teacher_revision,
                 served,
-                [sampling.temperature, sampling.top_p, sampling.max_new_tokens],
+                [sampling.temperature, sampling.top_p, sampling.max_new_tokens, *([extras] if extras else [])],
                 index,
                 row_seed,
             )
@@ -93,6 +94,11 @@ def make_trace(
         sample_index=request.sample_index,
         seed=completion.seed,
         seconds=seconds,
+        usage_counted=completion.usage_counted,
+        sampling_extras=json.dumps(extras, sort_keys=True) if (extras := sampling.extras()) else "",
+        response_id=completion.response_id,
+        served_model=completion.served_model,
+        logprobs=completion.logprobs,
     )
 
 

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import email.utils
+import asyncio
 import os
-import pickle
+import re
 import socket
 import subprocess
 import sys
 import time
-import traceback
-from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from stillhouse.pipeline.errors import TeacherError
 from stillhouse.pipeline.extraction import split_reasoning
-from stillhouse.pipeline.records import Sampling
-from stillhouse.teachers.endpoint import EndpointGenerator, read_completion, retry_after_s
+from stillhouse.pipeline.records import Sampling, Trace
+from stillhouse.pipeline.trace_store.budget import Budget
+from stillhouse.teachers.endpoint import ChatClient, Endpoints, RefusedRequestError, build_body
 from stillhouse.teachers.local import TransformersGenerator
-from stillhouse.teachers.tracing import render_for_teacher
-from tests.chat_server import ChatServer, changed, cut_off, echo_key, reset, status
+from stillhouse.teachers.loops import LoopDetector
+from tests.chat_server import ChatServer, changed, cut_off, reset, status
+from tests.endpoint_run import SAMPLING, Run, answer, complete, free_port, request
 from tests.tiny_models import make_model
-
-SAMPLING = Sampling(0.7, 0.95, 12)
-KEY_VARIABLE = "STILLHOUSE_TEST_ENDPOINT_KEY"
-CANARY = "sk-canary-4f1d9a"
 
 
 @pytest.fixture(scope="module")
@@ -44,26 +40,17 @@ def slept():
     return []
 
 
-def _client(server: ChatServer, slept: list[float], **options) -> EndpointGenerator:
-    return EndpointGenerator(server.base_url, "tiny", sleep=slept.append, **options)
+@pytest.fixture
+def run(tmp_path) -> Run:
+    return Run(tmp_path)
 
 
-def _asked(*texts: str) -> list[str]:
-    return render_for_teacher(
-        texts, kind="endpoint", model="tiny", revision=None, system_prompt=None, prompt_suffix="", opens_think=True
-    )
-
-
-def _one(client: EndpointGenerator, text: str = "What is 3 + 4?"):
-    return client.complete(_asked(text), [5], SAMPLING)[0]
-
-
-def test_completions_come_back_in_order_and_are_the_models_own(server, model, slept):
+def test_completions_are_the_models_own_and_belong_to_their_requests(server, model, slept, run):
     """If it failed, one problem's completion would be stored as another's, and every trained row would be suspect."""
     texts = [f"What is {number} + 4?" for number in range(12)]
     seeds = [2**63 - 1 - 10**15 * number for number in range(12)]
     server.delay_s = {texts[0]: 0.4, texts[3]: 0.2}
-    completions = _client(server, slept, max_concurrent=4).complete(_asked(*texts), seeds, SAMPLING)
+    traces = run.complete(server.base_url, texts=texts, seeds=seeds, max_concurrent=4, slept=slept)
 
     rendered = [
         model.tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
@@ -71,32 +58,27 @@ def test_completions_come_back_in_order_and_are_the_models_own(server, model, sl
     ]
     direct = [model.complete([prompt], [seed % 2**31], SAMPLING)[0] for prompt, seed in zip(rendered, seeds)]
     assert len({completion.text for completion in direct}) == 12
-    assert [c.text for c in completions] == [c.text for c in direct]
-    assert [c.num_completion_tokens for c in completions] == [c.num_completion_tokens for c in direct]
-    assert [c.num_prompt_tokens for c in completions] == [c.num_prompt_tokens for c in direct]
-    assert [c.seed for c in completions] == seeds
+    assert [t.completion for t in traces] == [c.text for c in direct]
+    assert [t.num_completion_tokens for t in traces] == [c.num_completion_tokens for c in direct]
+    assert [t.num_prompt_tokens for t in traces] == [c.num_prompt_tokens for c in direct]
+    assert [t.seed for t in traces] == seeds
+    assert [t.problem_id for t in traces] == [f"problem {text}" for text in texts]
+    assert traces[0].seconds >= 0.4
     assert 2 <= server.most_under_way <= 4
     assert slept == []
+    assert sorted(run.stored(), key=lambda t: t.key) == sorted(traces, key=lambda t: t.key)
+    assert [(row["state"], row["endpoint"]) for row in run.calls()] == [("answered", server.base_url)] * 12
 
 
-def test_what_is_sent_is_what_the_recipe_says(server, slept):
+def test_what_is_sent_is_what_the_recipe_says(server, run):
     """If it failed, the teacher would sample by its server's defaults while the trace names the recipe's."""
-    prompt = render_for_teacher(
-        ["What is 3 + 4?"],
-        kind="endpoint",
-        model="tiny",
-        revision=None,
-        system_prompt="Be brief.",
-        prompt_suffix="Box it.",
-        opens_think=True,
-    )
-    _client(server, slept).complete(prompt, [2**40 + 9], SAMPLING)
-    [request] = server.requests
-    assert request.path == "/v1/chat/completions"
-    assert request.authorization is None
-    assert request.body == {
+    run.one(server.base_url, texts=["What is 3 + 4?"], seeds=[2**40 + 9], system="Be brief.")
+    [received] = server.requests
+    assert received.path == "/v1/chat/completions"
+    assert received.authorization is None
+    assert received.body == {
         "model": "tiny",
-        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 3 + 4?\n\nBox it."}],
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 3 + 4?"}],
         "temperature": 0.7,
         "top_p": 0.95,
         "max_tokens": 12,
@@ -105,301 +87,215 @@ def test_what_is_sent_is_what_the_recipe_says(server, slept):
     }
 
 
-@pytest.mark.parametrize("code", [408, 409, 429, 500, 502, 503, 504])
-def test_passing_faults_are_tried_again(server, slept, code):
+def test_further_settings_are_sent_when_they_are_set():
+    """If it failed, a strict server would refuse every request for a field at its default, or a setting would be lost."""
+    plain = build_body("m", [], 1, SAMPLING, {})
+    full = Sampling(0.7, 0.95, 12, top_k=20, min_p=0.1, presence_penalty=0.5, repetition_penalty=1.1, reasoning_effort="high")
+    settings = {"top_k": 20, "min_p": 0.1, "presence_penalty": 0.5, "repetition_penalty": 1.1, "reasoning_effort": "high"}
+    assert build_body("m", [], 1, full, {"chat_template_kwargs": {"thinking": True}}) == plain | settings | {
+        "chat_template_kwargs": {"thinking": True}
+    }
+    with_logprobs = build_body("m", [], 1, Sampling(0.7, 0.95, 12, top_logprobs=3), {})
+    assert with_logprobs == plain | {"logprobs": True, "top_logprobs": 3}
+
+
+@pytest.mark.parametrize("name", ["model", "n", "seed", "max_tokens", "stream"])
+def test_further_fields_cannot_take_the_place_of_ours(name, run):
+    """If it failed, a trace would name a seed or a limit that it was not sampled with."""
+    with pytest.raises(ValueError, match=rf"extra_body sets \['{name}'\]"):
+        ChatClient(Endpoints(), "tiny", ledger=None, extra_body={name: 1})
+
+
+@pytest.mark.parametrize("code", [408, 409, 425, 429, 500, 502, 503, 504])
+def test_passing_faults_are_tried_again(server, slept, run, code):
     """If it failed, one overloaded minute of a hosted teacher would end a run of days."""
     server.faults = [status(code), status(code)]
-    _one(_client(server, slept))
+    run.one(server.base_url, slept=slept)
     assert len(server.requests) == 3
     assert len(slept) == 2
     assert 0 <= slept[0] <= 2
     assert 0 <= slept[1] <= 4
     assert server.requests[0].body == server.requests[2].body
+    assert [(row["state"], row["status"]) for row in run.calls()] == [("failed", code), ("failed", code), ("answered", 200)]
 
 
-@pytest.mark.parametrize("fault", [reset, cut_off, status(200, text="<html>busy</html>"), status(200, text='{"choices": [')])
-def test_broken_answers_are_tried_again(server, slept, fault):
+@pytest.mark.parametrize(
+    "fault",
+    [
+        reset,
+        cut_off,
+        status(200, text="<html>busy</html>"),
+        status(200, text='{"choices": ['),
+        status(200, text='{"error": {"message": "overloaded"}}'),
+        status(200, text=""),
+    ],
+)
+def test_broken_answers_are_tried_again(server, slept, run, fault):
     """If it failed, a connection that breaks, even in the middle of an answer, would end the run with a traceback."""
     server.faults = [fault]
-    completion = _one(_client(server, slept))
-    assert completion.num_completion_tokens > 0
+    assert run.one(server.base_url, slept=slept).num_completion_tokens > 0
     assert len(server.requests) == 2
     assert len(slept) == 1
 
 
-@pytest.mark.parametrize("code", [400, 401, 402, 403, 404, 405, 422])
-def test_refusals_are_not_tried_again(server, slept, code):
-    """If it failed, a wrong key would be sent over and over until the account is locked, or a bad request paid six times."""
-    server.fault_for_all = status(code, text='{"error": "the reason"}')
-    with pytest.raises(TeacherError, match=rf"{code}.*the reason.*not retried") as caught:
-        _one(_client(server, slept))
-    assert caught.value.exit_code == 4
-    assert len(server.requests) == 1
-    assert slept == []
+@pytest.mark.parametrize(
+    ("fault", "billed"),
+    [(status(429), False), (status(503), False), (status(504), True), (reset, True), (cut_off, True)],
+)
+def test_what_may_have_been_billed_counts_against_the_budget(server, slept, run, fault, billed):
+    """If it failed, a run would overspend by what its vendor billed for answers that never arrived, or starve on refusals."""
+    server.faults = [fault]
+    run.one(server.base_url, slept=slept)
+    first, second = run.calls()
+    assert (first["completion_tokens"] is None) is billed  # not known
+    assert first["reserved_completion_tokens"] == 12
+    assert first["reserved_prompt_tokens"] >= 6
+    assert second["state"] == "answered"
 
 
-def test_a_wrong_key_is_one_error_and_no_further_request(server, slept, monkeypatch):
-    """If it failed, thousands of planned traces would each knock with the wrong key before the user hears of it."""
-    monkeypatch.setenv(KEY_VARIABLE, "wrong")
-    server.fault_for_all = status(401)
-    client = _client(server, slept, api_key_env=KEY_VARIABLE, max_concurrent=3)
-    with pytest.raises(TeacherError, match="401") as caught:
-        client.complete(_asked(*map(str, range(200))), range(200), SAMPLING)
-    assert caught.value.exit_code == 4
-    assert len(server.requests) <= 3  # those already under way
-
-
-def test_a_refusal_wakes_the_requests_that_wait(server):
-    """If it failed, the error would be shown only after the longest Retry-After of its neighbours."""
-    server.faults = [status(429, headers={"Retry-After": "500"}), status(403)]
-    started = time.monotonic()
-    with pytest.raises(TeacherError, match="403"):
-        EndpointGenerator(server.base_url, "tiny", max_concurrent=2).complete(_asked("a", "b"), [1, 2], SAMPLING)
-    assert time.monotonic() - started < 60
-    assert len(server.requests) == 2
-
-
-@pytest.mark.parametrize(("header", "seconds"), [("7", 7), ("90", 90), ("0", 0), ("0.5", 0.5)])
-def test_retry_after_in_seconds_is_waited_out(server, slept, header, seconds):
-    """If it failed, we would knock while we are told not to, and be banned."""
-    server.faults = [status(429, headers={"Retry-After": header}), status(503, headers={"Retry-After": header})]
-    _one(_client(server, slept))
-    assert slept == [seconds, seconds]
-
-
-def test_retry_after_as_a_date_is_waited_out(server, slept):
-    """If it failed, the second form that the standard allows would be ignored."""
-    asked_for = (datetime.now(UTC) + timedelta(seconds=45)).replace(microsecond=0)
-    server.faults = [status(429, headers={"Retry-After": email.utils.format_datetime(asked_for, usegmt=True)})]
-    before = (asked_for - datetime.now(UTC)).total_seconds()
-    _one(_client(server, slept))
-    after = (asked_for - datetime.now(UTC)).total_seconds()
-    assert len(slept) == 1
-    assert after <= slept[0] <= before
-
-
-def test_no_request_comes_before_retry_after_by_the_clock(server):
-    """If it failed, waiting would be computed right and still not done."""
-    server.faults = [status(429, headers={"Retry-After": "1"})]
-    _one(EndpointGenerator(server.base_url, "tiny"))
-    first, second = server.requests
-    assert second.time_s - first.time_s >= 1.0
-
-
-def test_an_endpoint_that_asks_for_an_hour_is_out_of_reach(server, slept):
-    """If it failed, a run on rented machines would sleep through a ban, or shorten the wait and lengthen the ban."""
-    server.faults = [status(429, headers={"Retry-After": "3600"})]
-    with pytest.raises(TeacherError, match="left alone for 3600 s") as caught:
-        _one(_client(server, slept))
-    assert caught.value.exit_code == 4
-    assert len(server.requests) == 1
-    assert slept == []
-
-
-def test_attempts_are_counted_and_the_last_answer_is_told(server, slept):
-    """If it failed, a dead teacher would be asked for ever, or given up after one bad second."""
-    server.fault_for_all = status(503, text="all busy")
-    with pytest.raises(TeacherError, match=r"503: 'all busy', 3 times; everything committed stays") as caught:
-        _one(_client(server, slept, max_attempts=3))
-    assert caught.value.exit_code == 4
+@pytest.mark.parametrize("code", [400, 404, 405, 413, 422])
+def test_a_refused_request_is_not_tried_again_and_others_go_on(server, slept, run, code):
+    """If it failed, a bad request would be paid for six times, or one prompt that is too long would end the run."""
+    server.faults = [status(code, text='{"error": "the reason"}')]
+    refused, *traces = run.complete(server.base_url, texts=["a", "b", "c"], max_concurrent=1, slept=slept)
+    assert isinstance(refused, RefusedRequestError)
+    assert re.search(rf"{code}.*the reason.*not retried", str(refused))
+    assert refused.exit_code == 4
+    assert [type(trace) for trace in traces] == [Trace, Trace]
     assert len(server.requests) == 3
-    assert len(slept) == 2
+    assert slept == []
 
 
-def test_an_unreachable_port_is_one_clear_error(slept):
-    """If it failed, a wrong base_url would end in a traceback of three libraries."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    client = EndpointGenerator(f"http://127.0.0.1:{port}/v1", "tiny", sleep=slept.append, max_attempts=4)
-    with pytest.raises(
-        TeacherError, match=rf"'tiny' at http://127.0.0.1:{port}/v1/chat/completions cannot be reached"
-    ) as caught:
-        client.complete(_asked("a"), [1], SAMPLING)
-    assert caught.value.exit_code == 4
-    assert len(slept) == 3
+@pytest.mark.parametrize(
+    "fault",
+    [status(401), status(402), status(403), status(429, text='{"error": {"code": "insufficient_quota"}}')],
+    ids=["401", "402", "403", "out of credit"],
+)
+def test_a_wrong_key_is_one_error_and_no_further_request(server, slept, run, fault):
+    """If it failed, thousands of planned traces would each knock with the wrong key before the user hears of it."""
+    server.fault_for_all = fault
+    results = run.complete(server.base_url, texts=list(map(str, range(200))), max_concurrent=3, slept=slept, api_key="wrong")
+    assert len({str(result) for result in results}) == 1
+    assert re.search(r"answered 4\d\d.*not retried.*everything committed stays", str(results[0]))
+    assert results[0].exit_code == 4
+    assert len(server.requests) <= 3  # those already under way
+    assert slept == []
+    assert {row["state"] for row in run.calls()} == {"failed"}
+
+
+def test_what_is_in_flight_when_the_key_runs_out_is_kept(server, slept, run):
+    """If it failed, answers that were paid for would be thrown away with the refusal of their neighbour."""
+    server.delay_s = {"a": 0.5}
+
+    async def drive():
+        async with run.client(server.base_url, max_concurrent=2, slept=slept) as client:
+            first = asyncio.create_task(complete(client, request("a")))
+            await asyncio.sleep(0.2)
+            server.faults = [status(402, text="out of credit")]
+            rest = [asyncio.create_task(complete(client, request(text))) for text in "bcdef"]
+            return await asyncio.gather(first, *rest, return_exceptions=True)
+
+    kept, *errors = asyncio.run(drive())
+    assert isinstance(kept, Trace)
+    assert len({str(error) for error in errors}) == 1
+    assert "402: 'out of credit'" in str(errors[0])
+    assert len(server.requests) == 2
+    assert [trace.key for trace in run.stored()] == [kept.key]
+
+
+def test_a_refusal_wakes_the_requests_that_wait(server, run):
+    """If it failed, the error would be shown only after the longest Retry-After of its neighbours."""
+    server.faults = [status(429, headers={"Retry-After": "500"})]
+    started = time.monotonic()
+    endpoints = Endpoints([server.base_url])
+
+    async def drive():
+        async with run.client(endpoints=endpoints, max_concurrent=2) as client:
+            waiting = asyncio.create_task(complete(client, request("a")))
+            while not server.requests:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
+            endpoints.stop("the key was refused elsewhere")
+            return await asyncio.gather(waiting, return_exceptions=True)
+
+    [error] = asyncio.run(drive())
+    assert "refused elsewhere" in str(error)
+    assert time.monotonic() - started < 60
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("code", [301, 302, 307, 308])
-def test_a_redirect_is_not_followed(server, model, slept, monkeypatch, code):
+def test_a_redirect_is_not_followed(server, model, slept, run, code):
     """If it failed, prompts would go to a host that the recipe does not name."""
-    monkeypatch.setenv(KEY_VARIABLE, CANARY)
     with ChatServer(model) as elsewhere:
         server.faults = [status(code, headers={"Location": f"{elsewhere.base_url}/chat/completions"})]
         with pytest.raises(TeacherError, match=r"redirect to .*correct teacher\.base_url"):
-            _one(_client(server, slept, api_key_env=KEY_VARIABLE))
+            run.one(server.base_url, slept=slept, api_key="sk-canary")
         assert elsewhere.requests == []
 
 
-def _without_usage(answer):
-    return {name: value for name, value in answer.items() if name != "usage"}
+def test_no_proxy_of_the_environment_gets_the_prompts(server, slept, run, monkeypatch, tmp_path):
+    """If it failed, prompts and key would go through whatever proxy a machine happens to have set."""
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    (tmp_path / ".netrc").write_text("default login a password b\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    run.one(server.base_url, slept=slept)
+    assert server.requests[0].authorization is None
 
 
-def _with_message(**fields):
-    return changed(lambda answer: answer | {"choices": [answer["choices"][0] | {"message": fields}]})
+def test_a_budget_ends_the_requests_beyond_it_and_no_other(server, slept, run):
+    """If it failed, a cap would be overrun, or reaching it would lose what was paid for."""
+    run.budget = Budget(max_tokens=150)
+    results = run.complete(server.base_url, texts=list("abcdefghij"), max_concurrent=1, slept=slept)
+    traces = [result for result in results if isinstance(result, Trace)]
+    assert 2 <= len(traces) < 10
+    assert {type(result).__name__ for result in results if not isinstance(result, Trace)} == {"BudgetReached"}
+    assert len(server.requests) == len(traces)
+    assert sum(trace.num_prompt_tokens + trace.num_completion_tokens for trace in traces) <= 150
+
+
+def test_the_same_response_id_for_two_requests_makes_two_traces(server, slept, run):
+    """If it failed, a gateway that gives ids twice would make us drop one of two paid answers."""
+    server.fault_for_all = status(200, text=answer())
+    one, two = run.complete(server.base_url, texts=["a", "b"], slept=slept)
+    assert one.response_id == two.response_id == "chatcmpl-1"
+    assert {trace.key for trace in run.stored()} == {one.key, two.key}
+    assert one.key != two.key
 
 
 @pytest.mark.parametrize("shape", ["reasoning", "reasoning_content"])
-def test_separated_reasoning_is_joined_into_one_completion(model, slept, shape):
+def test_separated_reasoning_is_joined_into_one_completion(model, slept, run, shape):
     """If it failed, a teacher whose server splits off the reasoning would teach answers alone."""
     with ChatServer(model, shape=shape) as server:
-        completion = _one(_client(server, slept))
+        completion = run.one(server.base_url, slept=slept).completion
         prompt = model.tokenizer.apply_chat_template(
             server.requests[0].body["messages"], tokenize=False, add_generation_prompt=True
         )
     written = model.complete([prompt], [5], SAMPLING)[0].text
-    parsed = split_reasoning(completion.text)
+    parsed = split_reasoning(completion)
     half = len(written) // 2
     assert (parsed.reasoning, parsed.answer_text) == (written[:half].strip(), written[half:].strip())
 
 
-@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
-@pytest.mark.parametrize("content", [None, "", "\n"])
-def test_reasoning_without_content_is_a_cut_completion(server, slept, name, content):
-    """If it failed, a trace that ran out of tokens while thinking would pass for a finished one."""
-    server.faults = [_with_message(role="assistant", content=content, **{name: "first I add"})]
-    completion = _one(_client(server, slept))
-    assert completion.text == "<think>\nfirst I add"
-    assert completion.finish_reason == "length"
-    assert split_reasoning(completion.text).reasoning is None
-
-
-@pytest.mark.parametrize(
-    ("fields", "reasoning", "answer"),
-    [
-        ({"content": "<think>\nadd\n</think>\n\n7"}, "add", "7"),
-        ({"content": "add\n</think>\n\n7"}, "add", "7"),  # the endpoint's template opened the block
-        ({"content": "<think>\nadd\n</think>\n\n7", "reasoning": "add"}, "add", "7"),  # said twice
-        ({"content": "7"}, None, None),
-        ({"content": None}, None, None),
-    ],
-)
-def test_inline_reasoning_is_understood(server, slept, fields, reasoning, answer):
-    """If it failed, every trace of an endpoint without a reasoning parser would be dropped as malformed."""
-    server.faults = [_with_message(role="assistant", **fields)]
-    parsed = split_reasoning(_one(_client(server, slept)).text)
-    assert (parsed.reasoning, parsed.answer_text) == (reasoning, answer)
-
-
-def test_missing_usage_is_estimated(server, slept):
+def test_missing_usage_is_estimated(server, slept, run):
     """If it failed, a run over an endpoint without usage would report no tokens and no cost."""
-    server.faults = [changed(_without_usage)]
-    completion = _one(_client(server, slept), "What is 3 + 4?")
-    assert completion.num_prompt_tokens == 4  # 14 characters, 4 a token
-    assert completion.num_completion_tokens == -(-len(completion.text) // 4)
-
-
-@pytest.mark.parametrize(
-    ("told", "ours"), [("stop", "stop"), ("length", "length"), ("content_filter", "length"), (None, "length")]
-)
-def test_only_stop_is_a_finished_completion(told, ours):
-    """If it failed, censored or broken-off completions would be trained on as whole ones."""
-    answer = {"choices": [{"message": {"content": "7"}, "finish_reason": told}], "usage": {"completion_tokens": 1}}
-    assert read_completion(answer, 0).finish_reason == ours
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda answer: [answer],
-        lambda answer: None,
-        lambda answer: {"error": {"message": "overloaded"}},
-        lambda answer: answer | {"choices": []},
-        lambda answer: answer | {"choices": None},
-        lambda answer: answer | {"choices": [{"message": None, "finish_reason": "stop"}]},
-        lambda answer: answer | {"choices": [{"message": {"content": [{"type": "text", "text": "7"}]}}]},
-    ],
-)
-def test_json_that_is_no_chat_completion_is_said_so(server, slept, change):
-    """If it failed, a proxy's own JSON would crash the run, or be stored as an empty trace."""
-    server.faults = [changed(change)]
-    with pytest.raises(TeacherError, match=r"JSON that is no chat completion \(\w+: .+\): '") as caught:
-        _one(_client(server, slept))
-    assert caught.value.exit_code == 4
-    assert len(server.requests) == 1
-
-
-@pytest.mark.parametrize(
-    "faults",
-    [
-        [echo_key(401)],
-        [echo_key(500)] * 2,
-        [changed(lambda answer: {"error": f"Bearer {CANARY}"})],
-        [status(200, text=f"not JSON, {CANARY}")] * 2,
-        [status(302, headers={"Location": f"https://127.0.0.1:1/?key={CANARY}"})],
-        [reset] * 2,
-        [cut_off] * 2,
-    ],
-)
-def test_the_key_reaches_the_server_and_no_error(server, slept, monkeypatch, faults):
-    """If it failed, an API key would stand in logs, reports and bug reports."""
-    monkeypatch.setenv(KEY_VARIABLE, f"{CANARY}\n")  # as a mounted secret ends
-    server.faults = list(faults)
-    with pytest.raises(TeacherError) as caught:
-        _one(_client(server, slept, api_key_env=KEY_VARIABLE, max_attempts=2))
-    assert server.requests[0].authorization == f"Bearer {CANARY}"
-    _assert_unseen(caught.value)
-
-
-@pytest.mark.parametrize("value", [f"{CANARY} {CANARY}", f"{CANARY}\nX-Other: 1", f"{CANARY}\u2019", f"{CANARY}\x00"])
-def test_what_cannot_be_a_key_is_refused_unseen(server, slept, value, monkeypatch):
-    """If it failed, the HTTP library's complaint would quote the key in full."""
-    # Not through the process' environment where it cannot hold the value.
-    monkeypatch.setattr(os, "environ", {**os.environ, KEY_VARIABLE: value})
-    with pytest.raises(TeacherError, match=f"{KEY_VARIABLE} holds what cannot be a key") as caught:
-        _client(server, slept, api_key_env=KEY_VARIABLE)
-    _assert_unseen(caught.value)
-
-
-def test_a_missing_key_names_the_variable(server, slept, monkeypatch):
-    """If it failed, a user would learn of the missing key from a 401 on another machine."""
-    monkeypatch.delenv(KEY_VARIABLE, raising=False)
-    with pytest.raises(TeacherError, match=f"{KEY_VARIABLE} is not set") as caught:
-        _client(server, slept, api_key_env=KEY_VARIABLE)
-    assert caught.value.exit_code == 4
-
-
-def _assert_unseen(error: BaseException) -> None:
-    assert CANARY not in "".join(traceback.format_exception(error))
-    assert CANARY.encode() not in pickle.dumps(error)  # what Ray sends
-    while error:
-        assert CANARY not in f"{error} {error!r} {error.args}"
-        error = error.__cause__ or error.__context__
-
-
-@pytest.mark.parametrize(
-    ("header", "seconds"),
-    [
-        (None, None),
-        ("", None),
-        ("soon", None),
-        ("nan", None),
-        ("inf", None),
-        ("\u00b2", None),
-        ("12", 12),
-        (" 12 ", 12),
-        ("-3", 0),
-        ("Wed, 21 Oct 2015 07:28:00 GMT", 0),
-        ("Wed, 21 Oct 2015 07:28:00 -0000", 0),
-        ("Wednesday, 21-Oct-15 07:28:00 GMT", 0),
-    ],
-)
-def test_retry_after_takes_whatever_servers_send(header, seconds):
-    """If it failed, an odd header in one of a hundred thousand answers would crash the run."""
-    assert retry_after_s(header) == seconds
+    server.faults = [changed(lambda whole: {name: value for name, value in whole.items() if name != "usage"})]
+    trace = run.one(server.base_url, slept=slept)
+    assert trace.num_prompt_tokens == 4  # 14 characters, 4 a token
+    assert trace.num_completion_tokens == -(-len(trace.completion) // 4)
+    assert trace.usage_counted is False
 
 
 @pytest.mark.slow
-def test_transformers_serve_is_a_teacher(tmp_path, model):
+def test_transformers_serve_is_a_teacher(tmp_path, model, run):
     """If it failed, the first server that a newcomer tries on a laptop would not work as a teacher."""
     from transformers.utils.import_utils import is_serve_available
 
     if not is_serve_available():
         pytest.skip("transformers serve needs its extra: pip install 'transformers[serving]'")
     folder = model.model.config._name_or_path
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = "from transformers.cli.transformers import main; main()"
     arguments = ["serve", folder, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
     with (tmp_path / "log").open("wb") as log:
@@ -418,10 +314,14 @@ def test_transformers_serve_is_a_teacher(tmp_path, model):
                     break
             time.sleep(0.5)
         assert process.poll() is None, (tmp_path / "log").read_text()
-        client = EndpointGenerator(f"http://127.0.0.1:{port}/v1", folder, max_concurrent=2)
         texts = ["What is 3 + 4?", "a", "step by step"]
         greedy = Sampling(0.0, 1.0, 8)
-        completions = client.complete(_asked(*texts), [1, 2, 3], greedy)
+        whole, streamed = (
+            run.complete(
+                f"http://127.0.0.1:{port}/v1", texts=texts, seeds=seeds, sampling=greedy, model=folder, max_concurrent=2, **mode
+            )
+            for seeds, mode in (([1, 2, 3], {}), ([4, 5, 6], {"stream": True, "stop_when": LoopDetector()}))
+        )
     finally:
         process.terminate()
         process.wait(30)
@@ -430,10 +330,12 @@ def test_transformers_serve_is_a_teacher(tmp_path, model):
         for text in texts
     ]
     direct = model.complete(rendered, [1, 2, 3], greedy)
-    assert [(c.finish_reason, c.num_prompt_tokens, c.num_completion_tokens) for c in completions] == [
-        (c.finish_reason, c.num_prompt_tokens, c.num_completion_tokens) for c in direct
-    ]
     # Its texts come without special tokens.
-    assert [c.text for c in completions] == [
-        model.tokenizer.decode(model.tokenizer.encode(c.text), skip_special_tokens=True) for c in direct
-    ]
+    plain = [model.tokenizer.decode(model.tokenizer.encode(c.text), skip_special_tokens=True) for c in direct]
+    assert [t.completion for t in whole] == plain
+    # Its streams end before a last letter that is not whole.
+    assert [t.completion.rstrip("\ufffd") for t in streamed] == [text.rstrip("\ufffd") for text in plain]
+    for traces in (whole, streamed):
+        assert [(t.finish_reason, t.num_prompt_tokens, t.num_completion_tokens) for t in traces] == [
+            (c.finish_reason, c.num_prompt_tokens, c.num_completion_tokens) for c in direct
+        ]
