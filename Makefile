@@ -26,11 +26,15 @@ help:  ## List the targets
 demo: $(STAMP)  ## Distil the shipped tiny teacher into the shipped tiny student: every stage, minutes on a laptop
 	@$(BIN)/stillhouse run demo --out runs/demo
 
+# Test files side by side, each whole in one process: most wait for a process that they started.
+JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+
 test: $(STAMP)  ## Run all tests
-	@$(BIN)/python -m pytest -q
+	@$(PYTEST)
 
 test-fast: $(STAMP)  ## Run the tests that take seconds
-	@$(BIN)/python -m pytest -q -m 'not slow'
+	@$(PYTEST) -m 'not slow'
 
 lint: $(STAMP)  ## Check style, formatting, and who imports whom
 	@$(BIN)/ruff check .

@@ -17,15 +17,13 @@ from stillhouse.jobs.servers import Servers
 from stillhouse.jobs.trace_plan import TracePlan
 from stillhouse.pipeline.errors import BudgetReached, StillhouseError, TeacherError, first_line
 from stillhouse.pipeline.records import Sampling, Trace
-from stillhouse.pipeline.trace_store.writer import Intent, TraceWriter
+from stillhouse.pipeline.trace_store.writer import TraceWriter
 from stillhouse.teachers.answers import completion_bytes
 from stillhouse.teachers.endpoint import RefusedRequestError
-from stillhouse.teachers.tracing import TraceRequest
+from stillhouse.teachers.tracing import TraceRequest, intent_of
 
 MIN_REFUSALS, MAX_REFUSED_SHARE = 3, 0.05
 """With so many refused requests, and more than this share of all, it is not single prompts that are wrong."""
-TEMPLATE_TOKENS = 256
-"""Reserved beside a prompt's own text for what a chat template puts around it."""
 
 
 @dataclass(slots=True)
@@ -168,7 +166,7 @@ def ask_pool(
         return ()
 
     def begin(batch: Sequence[TraceRequest]) -> None:
-        intents = [intent(request, sampling, context(request)) for request in batch]
+        intents = [intent_of(request, sampling, context(request)) for request in batch]
         for request, call_id in zip(batch, writer.begin(intents).result()):
             calls[request.key] = call_id
 
@@ -195,15 +193,3 @@ def ask_pool(
             plan.tell(trace)
             on_trace(trace)
     return Asked(reached)
-
-
-def intent(request: TraceRequest, sampling: Sampling, context: bytes, endpoint: str = "") -> Intent:
-    """What the ledger reserves for one request: no tokenizer makes more tokens than there are bytes."""
-    return Intent(
-        key=request.key,
-        problem_id=request.problem_id,
-        request=context,
-        reserved_prompt_tokens=len(request.rendered_prompt.encode()) + TEMPLATE_TOKENS,
-        reserved_completion_tokens=sampling.max_new_tokens,
-        endpoint=endpoint,
-    )

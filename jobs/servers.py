@@ -51,6 +51,10 @@ async def running_servers(run: RunState, writer: TraceWriter) -> AsyncIterator[S
     teacher, sampling = run.recipe.teacher, teacher_sampling(run.recipe)
     failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     stop_when = LoopDetector() if teacher.stream and teacher.stop_loops else None
+
+    def note(sentence: str) -> None:
+        run.reporter.note(f"  {sentence}")
+
     if isinstance(teacher, EndpointTeacher):
         limits = TimeLimits(
             teacher.connect_timeout_s, teacher.first_byte_timeout_s, teacher.idle_timeout_s, teacher.total_timeout_s
@@ -66,6 +70,7 @@ async def running_servers(run: RunState, writer: TraceWriter) -> AsyncIterator[S
             stream=teacher.stream,
             stop_when=stop_when,
             extra_body=teacher.extra_body,
+            note=note,
         ) as client:
             served = {"path": f"endpoint at {teacher.base_url}", "device": "not known"}
             yield Servers(client, sampling, teacher.max_concurrent, served, failed)
@@ -83,6 +88,7 @@ async def running_servers(run: RunState, writer: TraceWriter) -> AsyncIterator[S
             stream=teacher.stream,
             stop_when=stop_when,
             extra_body=extra_body,
+            note=note,
         ) as client,
     ):
         yield Servers(client, plain, max_in_flight, served, failed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,13 +95,17 @@ def _locked(path: Path) -> bool:
     return False
 
 
+def counts_text(counts: Mapping[str, float]) -> str:
+    """What a stage counted, without what is zero and what the line of the cost says."""
+    shown = {key: value for key, value in counts.items() if value and key not in LEDGER}
+    return ", ".join(f"{key.removeprefix('num_').replace('_', ' ')} {value:,.6g}" for key, value in shown.items())
+
+
 def status_text(status: Status) -> str:
     """The state as lines for a terminal."""
     lines = [f"{status.run}: {'at work' if status.at_work else 'nothing is at work'}", ""]
     for name, stage in status.stages.items():
-        shown = {key: value for key, value in stage["counts"].items() if value and key not in LEDGER}
-        counts = ", ".join(f"{key.removeprefix('num_').replace('_', ' ')} {value:,.6g}" for key, value in shown.items())
-        lines.append(f"{name:28} {stage['seconds']:8.1f} s  {counts}")
+        lines.append(f"{name:28} {stage['seconds']:8.1f} s  {counts_text(stage['counts'])}")
     lines += [""] if status.stages else ["no stage is committed yet", ""]
     under_way = f", {status.num_under_way:,} calls {'under way' if status.at_work else 'lost in flight'}"
     lines.append(f"traces  {status.num_traces:,} on disk{under_way if status.num_under_way else ''}")

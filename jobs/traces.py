@@ -62,7 +62,11 @@ def open_writer(run: RunState, root: str | Path, spool: Path, budget: Budget) ->
     prices = Prices()
     if isinstance(teacher, EndpointTeacher):
         prices = Prices(teacher.price_per_million_input_tokens, teacher.price_per_million_output_tokens)
-    with TraceWriter(TraceStore(root), spool, parse=parse_answer, prices=prices, budget=budget) as writer:
+
+    def note(sentence: str) -> None:
+        run.reporter.note(f"  {sentence}")
+
+    with TraceWriter(TraceStore(root), spool, parse=parse_answer, prices=prices, budget=budget, note=note) as writer:
         yield writer
 
 

@@ -280,11 +280,7 @@ def from_table(record_type: type[Record], table: pa.Table) -> list[Record]:
     missing = sorted(set(names) - set(table.column_names))
     if missing:
         raise ValueError(f"a table of {record_type.__name__} needs the columns {missing}; it has {table.column_names}")
-    tuples = {
-        f.name
-        for f in fields
-        if typing.get_origin(typing.get_type_hints(record_type)[f.name]) is tuple
-    }
+    tuples = {f.name for f in fields if typing.get_origin(typing.get_type_hints(record_type)[f.name]) is tuple}
     columns: list[Sequence[Any]] = [table.column(name).to_pylist() for name in names]
     columns = [[tuple(v) for v in column] if name in tuples else column for name, column in zip(names, columns)]
     if len(names) == len(dataclasses.fields(record_type)):

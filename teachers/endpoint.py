@@ -31,11 +31,10 @@ from stillhouse.teachers.retrying import (
     retry_after_s,
     verdict_of,
 )
-from stillhouse.teachers.tracing import TraceRequest
+from stillhouse.teachers.tracing import TraceRequest, intent_of
 
 Result = TypeVar("Result")
 _DEFAULT_LIMITS = TimeLimits()
-_BYTES_PER_RESERVED_TOKEN = 3
 _OURS = frozenset({"model", "messages", "temperature", "top_p", "max_tokens", "n", "seed", "stream", "stream_options"})
 _GO_ON = "everything committed stays, the same command goes on from there"
 
@@ -188,7 +187,6 @@ class ChatClient:
         """
         messages = json.loads(request.rendered_prompt)
         body = json.dumps(build_body(self._model, messages, request.seed, sampling, self._extra)).encode()
-        prompt_tokens = -(-len(request.rendered_prompt.encode()) // _BYTES_PER_RESERVED_TOKEN)
         deadline = None
         num_tries = num_failures = 0
         while True:
@@ -196,7 +194,7 @@ class ChatClient:
             deadline = deadline or asyncio.get_running_loop().time() + self._deadline_s
             well = None
             try:
-                intent = Intent(request.key, request.problem_id, context, prompt_tokens, sampling.max_new_tokens, url)
+                intent = intent_of(request, sampling, context, url)
                 result = await self._call(url, intent, body)
                 well = result.well if isinstance(result, _Failure) else True
             finally:

@@ -182,8 +182,8 @@ class EngineServer:
                         break
                     self._sweep()
                     self._start_process()
-            except TeacherError as error:
-                self._failure = str(error)
+            except (TeacherError, OSError, psutil.Error) as error:
+                self._failure = f"{self._spec.engine} cannot be started: {error}"
                 return
         self._failure = self._describe(failure)
 

@@ -15,10 +15,13 @@ from pathlib import Path
 from stillhouse.pipeline.extraction import split_reasoning
 from stillhouse.pipeline.prompts import chat_messages, opens_think_block, render_prompt
 from stillhouse.pipeline.records import KEY_VERSION, Completion, Problem, Sampling, Trace, content_key
+from stillhouse.pipeline.trace_store.ledger import Intent
 
 _TEXT_FILES = frozenset({".json", ".jinja", ".txt", ".model"})
 _WEIGHT_FILES = frozenset({".safetensors", ".bin"})
 _END_BYTES = 1 << 20
+TEMPLATE_TOKENS = 256
+"""Reserved beside a prompt's own text for what a chat template puts around it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,19 @@ def trace_requests(
             )
             requests.append(TraceRequest(key, problem.id, prompt, index, row_seed))
     return requests
+
+
+def intent_of(request: TraceRequest, sampling: Sampling, context: bytes, endpoint: str = "") -> Intent:
+    """What the ledger reserves for one request: the most tokens that it can come to.
+
+    No tokenizer makes more tokens than there are bytes, and a chat template adds a few of its own.
+
+    Args:
+        context: what the answer is turned into a trace with, see `stillhouse.teachers.chat_response.call_context`.
+        endpoint: whom it goes to, for the ledger.
+    """
+    prompt_tokens = len(request.rendered_prompt.encode()) + TEMPLATE_TOKENS
+    return Intent(request.key, request.problem_id, context, prompt_tokens, sampling.max_new_tokens, endpoint)
 
 
 def make_trace(

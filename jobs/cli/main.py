@@ -73,9 +73,11 @@ def _walk(
         if as_json:
             say(json.dumps({"run": str(folder), "stages": stages}, indent=2))
         else:
+            from stillhouse.jobs.status import counts_text, read_status
+
             for name, counts in stages.items():
-                shown = ", ".join(f"{key.removeprefix('num_')} {value:g}" for key, value in counts.items())
-                say(f"{name:12} {shown}")
+                say(f"{name:12} {counts_text(counts)}")
+            say(f"{'cost':12} {read_status(folder).cost.line()}")
         return int(ExitCode.PASS)
     if as_json:
         say(report.model_dump_json(indent=2))

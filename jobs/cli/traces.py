@@ -40,7 +40,7 @@ class Format(StrEnum):
 
 
 def store_root(text: str) -> str:
-    """Where the traces of a STORE argument are: a run keeps them in its sub-folder ``traces``.
+    """Where the traces of a STORE argument are: a run keeps them in its sub-folder ``traces``, or where its recipe says.
 
     Raises:
         RecipeError: there is no such folder.
@@ -50,6 +50,11 @@ def store_root(text: str) -> str:
     folder = Path(text)
     if not folder.is_dir():
         raise RecipeError(f"{text} is not a folder; give a run's folder, a trace store's folder or a URL")
+    if (folder / "recipe.yaml").is_file():
+        from stillhouse.jobs.recipe_file import read_mapping
+
+        elsewhere = (read_mapping(folder / "recipe.yaml").get("teacher") or {}).get("store")
+        return elsewhere or str(folder / "traces")
     if (folder / "store.json").exists() or not (folder / "traces").is_dir():
         return text
     return str(folder / "traces")

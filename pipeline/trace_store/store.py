@@ -336,6 +336,7 @@ def _read(parquet: pq.ParquetFile, group: int, names: list[str], batch_rows: int
     present = [name for name in names if name in parquet.schema_arrow.names]
     row = 0
     for batch in parquet.iter_batches(batch_rows, row_groups=[group], columns=present or ["key"]):
+        batch.validate(full=True)  # text that a bad disk changed need not be UTF-8 any more
         kept = keep[row : row + batch.num_rows]
         row += batch.num_rows
         if not kept.any():

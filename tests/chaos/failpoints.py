@@ -24,8 +24,9 @@ _OBJECT_WRITES = ("put_object", "delete_object", "delete_objects", "upload_part"
 
 def watch(observe: Observe, *, object_store: bool = False) -> None:
     """Wrap the durable operations of this process; there is no way back."""
-    for name in ("fsync", "fdatasync", "replace", "rename", "link", "unlink", "mkdir"):
+    for name in ("fsync", "fdatasync", "replace", "rename", "link", "unlink"):
         setattr(os, name, _watched(getattr(os, name), name, observe))
+    os.mkdir = _watched(os.mkdir, "mkdir", observe, applies=lambda path, *_, **__: not os.path.exists(path))
     os.open = _watched(os.open, "create", observe, applies=_creates)
     sqlite3.connect = _watched_connect(sqlite3.connect, observe)
     if object_store:

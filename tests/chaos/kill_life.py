@@ -18,7 +18,6 @@ fact, so that nothing is lost with the process:
 from __future__ import annotations
 
 import asyncio
-import collections
 import faulthandler
 import hashlib
 import os
@@ -27,6 +26,8 @@ import signal
 import sys
 import threading
 import traceback
+from collections import Counter, deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,13 +43,15 @@ PRICES = Prices(dollars_per_million_input=3.0, dollars_per_million_output=15.0)
 NUM_WORKERS = 48
 LARGEST_GROUP = 6
 MOST_IN_FLIGHT = NUM_WORKERS * LARGEST_GROUP
+OPENING = "opening: "
 
 
 @dataclass(frozen=True)
 class Death:
-    """Where a life ends: at the ``number``-th durable operation, of one place or of any (""), before or after it.
+    """Where a life ends: at the ``number``-th durable operation whose place begins with ``place``, before or after it.
 
-    ``number=0``: nowhere by itself; the witness may still kill it.
+    Places of what happens while the writer is opened begin with OPENING. ``number=0``: nowhere by itself; the witness may
+    still kill it.
     """
 
     place: str = ""
@@ -80,11 +83,12 @@ def live(plan: LifePlan, pipe: int) -> None:
     def tell(line: str) -> None:
         os.write(pipe, f"{line}\n".encode())
 
-    faulthandler.dump_traceback_later(90, exit=True)
-    watch(_reaper(plan, tell), object_store="://" in plan.store)
+    faulthandler.dump_traceback_later(180, exit=True)
+    reaper = _Reaper(plan, tell)
+    watch(reaper.observe, object_store="://" in plan.store)
     code = 0
     try:
-        _work(plan, tell)
+        _work(plan, tell, reaper)
         tell("C")
     except BaseException:
         traceback.print_exc()
@@ -95,36 +99,41 @@ def live(plan: LifePlan, pipe: int) -> None:
         os._exit(code)
 
 
-def _reaper(plan: LifePlan, tell: Any) -> Any:
-    death, seen = plan.death, set(plan.known_places)
-    counted = collections.Counter()
-    lock = threading.Lock()
+class _Reaper:
+    """Ends the process at the operation that its plan names."""
 
-    def observe(place: str, when: When) -> None:
-        with lock:
-            if place not in seen:
-                seen.add(place)
-                tell(f"N {place}")
-            counted[when] += 1
-            counted[place, when] += 1
-            number = counted[death.place, when] if death.place else counted[when]
-            if when == death.when and number == death.number and death.place in ("", place):
-                tell(f"D {place} {when}")
+    def __init__(self, plan: LifePlan, tell: Callable[[str], None]):
+        self._death, self._tell = plan.death, tell
+        self._seen = set(plan.known_places)
+        self._num_visits: Counter[When] = Counter()
+        self._lock = threading.Lock()
+        self.phase = OPENING
+
+    def observe(self, place: str, when: When) -> None:
+        place = self.phase + place
+        with self._lock:
+            if place not in self._seen:
+                self._seen.add(place)
+                self._tell(f"N {place}")
+            if not place.startswith(self._death.place):
+                return
+            self._num_visits[when] += 1
+            if when == self._death.when and self._num_visits[when] == self._death.number:
+                self._tell(f"D {place} {when}")
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    return observe
 
-
-def _work(plan: LifePlan, tell: Any) -> None:
+def _work(plan: LifePlan, tell: Callable[[str], None], reaper: _Reaper) -> None:
     writer = TraceWriter(
         TraceStore(plan.store), plan.spool, parse=parse_answer, prices=PRICES, shard_bytes=plan.shard_bytes, seal_after_s=0.25
     )
+    reaper.phase = ""
     tell("R")
     known = writer.keys()
     lost = [index for index in plan.acknowledged if planned_key(plan.plan, index) not in known]
     if lost:
         raise AssertionError(f"acknowledged and gone: indices {lost[:5]} and {len(lost)} in all")
-    waiting: collections.deque[int] = collections.deque()
+    waiting: deque[int] = deque()
     for index in plan.indices:
         if planned_key(plan.plan, index) in known:
             tell(f"S {index}")
@@ -137,7 +146,7 @@ def _work(plan: LifePlan, tell: Any) -> None:
 class _Vendor:
     """The calls of one life, one group at a time; ``steps`` is the same program for threads and for asyncio."""
 
-    def __init__(self, plan: LifePlan, writer: TraceWriter, waiting: collections.deque[int], tell: Any):
+    def __init__(self, plan: LifePlan, writer: TraceWriter, waiting: deque[int], tell: Callable[[str], None]):
         self.plan, self.writer, self.waiting, self.tell = plan, writer, waiting, tell
 
     def steps(self, worker: int) -> Any:

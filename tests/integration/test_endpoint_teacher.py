@@ -185,12 +185,13 @@ def test_a_wrong_key_is_one_error_and_no_further_request(server, slept, run, fau
 
 def test_what_is_in_flight_when_the_key_runs_out_is_kept(server, slept, run):
     """If it failed, answers that were paid for would be thrown away with the refusal of their neighbour."""
-    server.delay_s = {"a": 0.5}
+    server.delay_s = {"a": 1.0}
 
     async def drive():
         async with run.client(server.base_url, max_concurrent=2, slept=slept) as client:
             first = asyncio.create_task(complete(client, request("a")))
-            await asyncio.sleep(0.2)
+            while not server.requests:
+                await asyncio.sleep(0.01)
             server.faults = [status(402, text="out of credit")]
             rest = [asyncio.create_task(complete(client, request(text))) for text in "bcdef"]
             return await asyncio.gather(first, *rest, return_exceptions=True)
@@ -246,7 +247,7 @@ def test_no_proxy_of_the_environment_gets_the_prompts(server, slept, run, monkey
 
 def test_a_budget_ends_the_requests_beyond_it_and_no_other(server, slept, run):
     """If it failed, a cap would be overrun, or reaching it would lose what was paid for."""
-    run.budget = Budget(max_tokens=150)
+    run.budget = Budget(max_tokens=420)
     results = run.complete(server.base_url, texts=list("abcdefghij"), max_concurrent=1, slept=slept)
     traces = [result for result in results if isinstance(result, Trace)]
     assert 2 <= len(traces) < 10

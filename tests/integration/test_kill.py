@@ -20,7 +20,6 @@ from tests.small_demo import small_demo
 NUM_PLANNED, BATCH, NUM_ACTORS = 96, 16, 2
 
 
-
 def num_answers(run: Path) -> int:
     """Traces on disk, sealed or not, of a run that may be writing more."""
     spool = look_into_spool(run / "traces" / "spool")

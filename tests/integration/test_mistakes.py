@@ -129,7 +129,7 @@ def test_a_few_golds_that_nothing_can_check_are_left_out_and_said(stillhouse, tm
     done = stillhouse("generate", recipe, "--out", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     assert "unverifiable in train: 1" in done.stderr
-    assert "unverifiable_train 1" in done.stdout
+    assert "unverifiable train 1" in done.stdout
 
 
 @pytest.mark.parametrize("arguments", [("run",), ("run", "demo", "--bogus"), ("nothing",), ()])

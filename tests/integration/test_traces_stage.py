@@ -7,7 +7,9 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import requests
 
+from stillhouse.jobs.cli.traces import store_root
 from stillhouse.jobs.progress import LineReporter
 from stillhouse.jobs.recipe import load_recipe
 from stillhouse.jobs.runner import run_recipe
@@ -20,6 +22,7 @@ from stillhouse.pipeline.trace_store.store import TraceStore
 from stillhouse.pipeline.verification import verify
 from stillhouse.teachers.local import TransformersGenerator
 from tests.chat_server import ChatServer, status
+from tests.s3_server import running_s3
 
 NUM_PROBLEMS = 6
 RECIPE = """
@@ -107,16 +110,17 @@ def test_adaptive_sampling_stops_at_the_first_verified_trace(generate, server, t
 
 def test_a_budget_stops_the_asking_and_not_the_run(generate, server, tmp_path):
     """A run would spend what nobody allowed, or throw away what the money bought."""
-    cap = 1.0
+    cap = 2.0
     counts = generate(f"teacher.budget.max_dollars={cap}")
     assert counts["budget_reached"] == 1
     assert 0 < counts["num_traces"] == len(server.requests) < 2 * NUM_PROBLEMS
     assert counts["dollars"] + counts["dollars_lost"] <= cap
-    # Not one more would have fitted, and all that did were asked for.
-    assert counts["dollars"] + 160 * 2e-3 + 30e-3 > cap
+    # Not one more would have fitted: the longest prompt's bytes and its template, and all the tokens that may be written.
+    longest = max(len(json.dumps(request.body["messages"])) for request in server.requests)
+    assert counts["dollars"] + (longest + 256) * 1e-3 + 160 * 2e-3 > cap
     status_of = read_status(tmp_path / "run")
     assert status_of.caps == {"max_dollars": cap}
-    assert f"budget  ${counts['dollars']:,.2f} of max_dollars=1" in status_text(status_of)
+    assert f"budget  ${counts['dollars']:,.2f} of max_dollars=2" in status_text(status_of)
     more = generate("teacher.budget.max_dollars=1000")
     assert (more["budget_reached"], more["num_traces"]) == (0, 2 * NUM_PROBLEMS)
     assert len(server.requests) == 2 * NUM_PROBLEMS
@@ -157,6 +161,30 @@ def test_one_refused_prompt_is_left_out_and_said(generate, server, tmp_path, cap
     with pytest.raises(TeacherError, match=r"400.*no such model"):
         generate("seed=7")
     assert len(server.requests) < before + 2 * NUM_PROBLEMS
+
+
+def test_traces_can_be_kept_in_an_object_store(generate, server, tmp_path, monkeypatch, capsys):
+    """A team could not share its traces, or they would die with the driver's disk."""
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "canary-s3-19",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with running_s3() as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        assert requests.put(f"http://127.0.0.1:{port}/team", timeout=30).ok
+        counts = generate("teacher.store=s3://team/traces")
+        assert counts["num_traces"] == TraceStore("s3://team/traces").num_rows == 2 * NUM_PROBLEMS
+        (tmp_path / "run" / "stages" / "traces.json").unlink()
+        # Another run, of another folder, finds what is paid for.
+        (tmp_path / "run").rename(tmp_path / "moved")
+        assert generate("teacher.store=s3://team/traces")["num_traces"] == 2 * NUM_PROBLEMS
+        assert len(server.requests) == 2 * NUM_PROBLEMS
+        assert store_root(str(tmp_path / "run")) == "s3://team/traces"
+        assert read_status(tmp_path / "run").num_traces == 2 * NUM_PROBLEMS
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or b"canary-s3" not in path.read_bytes(), path
 
 
 def test_a_run_of_the_first_version_goes_on_with_its_traces(generate, server, tmp_path):

@@ -129,6 +129,7 @@ def test_a_damaged_commit_is_named(tmp_path, damage):
         (lambda path: path.unlink(), "is committed and not there"),
         (lambda path: path.write_bytes(path.read_bytes()[:-20]), "cannot be read"),
         (lambda path: pq.write_table(pq.read_table(path).slice(1), path), "has 1 rows and its commit says 2"),
+        (lambda path: path.write_bytes(path.read_bytes().replace(b"\\boxed{1}", b"\\boxed{\xff}")), "cannot be read .*UTF8"),
     ],
 )
 def test_a_damaged_shard_is_named(tmp_path, damage, said):
