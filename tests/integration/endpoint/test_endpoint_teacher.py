@@ -17,32 +17,9 @@ from stillhouse.pipeline.extraction import split_reasoning
 from stillhouse.pipeline.records import Sampling, Trace
 from stillhouse.pipeline.trace_store.budget import Budget
 from stillhouse.teachers.endpoint import ChatClient, Endpoints, RefusedRequestError, build_body
-from stillhouse.teachers.local import TransformersGenerator
 from stillhouse.teachers.loops import LoopDetector
 from tests.chat_server import ChatServer, changed, cut_off, reset, status
-from tests.endpoint_run import SAMPLING, Run, answer, complete, free_port, request
-from tests.tiny_models import make_model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> TransformersGenerator:
-    return TransformersGenerator(make_model(tmp_path_factory.mktemp("models") / "qwen", "Qwen2"), dtype="float32")
-
-
-@pytest.fixture
-def server(model):
-    with ChatServer(model) as running:
-        yield running
-
-
-@pytest.fixture
-def slept():
-    return []
-
-
-@pytest.fixture
-def run(tmp_path) -> Run:
-    return Run(tmp_path)
+from tests.endpoint_run import SAMPLING, answer, complete, free_port, request
 
 
 def test_completions_are_the_models_own_and_belong_to_their_requests(server, model, slept, run):

@@ -13,32 +13,9 @@ import pytest
 from stillhouse.pipeline.errors import TeacherError
 from stillhouse.pipeline.records import Trace
 from stillhouse.teachers.endpoint import Endpoints, TimeLimits
-from stillhouse.teachers.local import TransformersGenerator
 from stillhouse.teachers.retrying import retry_after_s
-from tests.chat_server import ChatServer, status
-from tests.endpoint_run import Run, ServerAt, answer, complete, free_port, request
-from tests.tiny_models import make_model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> TransformersGenerator:
-    return TransformersGenerator(make_model(tmp_path_factory.mktemp("models") / "qwen", "Qwen2"), dtype="float32")
-
-
-@pytest.fixture
-def server(model):
-    with ChatServer(model) as running:
-        yield running
-
-
-@pytest.fixture
-def slept():
-    return []
-
-
-@pytest.fixture
-def run(tmp_path) -> Run:
-    return Run(tmp_path)
+from tests.chat_server import status
+from tests.endpoint_run import ServerAt, answer, complete, free_port, request
 
 
 @pytest.mark.parametrize("code", [429, 503, 500])

@@ -9,24 +9,8 @@ import pytest
 
 from stillhouse.teachers.endpoint import ChatClient, Endpoints
 from stillhouse.teachers.loops import LoopDetector
-from tests.chat_server import ChatServer, status
-from tests.endpoint_run import Run, answer, breaks_after, complete, events, request, streams
-
-
-@pytest.fixture
-def server():
-    with ChatServer(generator=None) as running:
-        yield running
-
-
-@pytest.fixture
-def slept():
-    return []
-
-
-@pytest.fixture
-def run(tmp_path) -> Run:
-    return Run(tmp_path)
+from tests.chat_server import status
+from tests.endpoint_run import answer, breaks_after, complete, events, request, streams
 
 
 def test_a_streamed_answer_is_the_whole_one(server, slept, run):

@@ -14,27 +14,11 @@ import pytest
 from stillhouse.pipeline.errors import TeacherError
 from stillhouse.teachers.api_key import key_from_environment, key_from_file
 from stillhouse.teachers.endpoint import ChatClient, Endpoints
-from tests.chat_server import ChatServer, echo_key, reset, status
-from tests.endpoint_run import Run, answer, events, streams
+from tests.chat_server import echo_key, reset, status
+from tests.endpoint_run import answer, events, streams
 
 KEY_VARIABLE = "STILLHOUSE_TEST_ENDPOINT_KEY"
 CANARY = "sk-canary/4f1d9a"
-
-
-@pytest.fixture
-def server():
-    with ChatServer(generator=None) as running:
-        yield running
-
-
-@pytest.fixture
-def slept():
-    return []
-
-
-@pytest.fixture
-def run(tmp_path) -> Run:
-    return Run(tmp_path)
 
 
 @pytest.mark.parametrize(
