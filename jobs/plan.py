@@ -188,7 +188,7 @@ def _add_machine(
     if gpus := _gpus_missing(actors * gpus_each, gpus_train, gpus_here):
         missing.append(gpus)
     missing += missing_for_teacher(t)
-    if teacher is not None:
+    if teacher is not None and t.kind != "llama_cpp":
         _add_weights(needs, t.model, teacher, what="teacher")
     if isinstance(t, EngineTeacher) and t.num_gpus:
         each = teacher.num_params * 2 / t.num_gpus

@@ -10,7 +10,9 @@ from stillhouse.jobs import engines, serve_llm
 from stillhouse.jobs.recipe import Recipe
 from stillhouse.jobs.recipe_teacher import AnyTeacher, EndpointTeacher, EngineTeacher, ReplayTeacher
 from stillhouse.jobs.servers import engine_spec, ray_serve_arguments
+from stillhouse.jobs.sources import teacher_sampling
 from stillhouse.pipeline.stopping import StoppingRule, expected_draws
+from stillhouse.teachers.engine_commands import sampling_notes
 
 PACKAGES = {
     "vllm": ("vllm", "from the clone: .venv/bin/pip install -e '.[vllm]'"),
@@ -37,15 +39,17 @@ def engine_lines(recipe: Recipe) -> tuple[str, ...]:
     teacher = recipe.teacher
     if not isinstance(teacher, EngineTeacher):
         return ()
+    spec = engine_spec(teacher)
     if teacher.on_ray_serve:
-        return tuple(serve_llm.describe(ray_serve_arguments(teacher)))
-    lines = engines.describe(
-        engine_spec(teacher),
-        replicas=teacher.replicas,
-        gpus_per_replica=teacher.num_gpus,
-        cpus_per_replica=recipe.cluster.cpus_per_teacher_actor,
-    )
-    return tuple(lines)
+        lines = serve_llm.describe(ray_serve_arguments(teacher))
+    else:
+        lines = engines.describe(
+            spec,
+            replicas=teacher.replicas,
+            gpus_per_replica=teacher.num_gpus,
+            cpus_per_replica=recipe.cluster.cpus_per_teacher_actor,
+        )
+    return (*lines, *(f"  {sentence}" for sentence in sampling_notes(spec, teacher_sampling(recipe))))
 
 
 def replayed_rows(teacher: ReplayTeacher) -> int:
@@ -73,11 +77,17 @@ def missing_for_teacher(teacher: AnyTeacher) -> list[str]:
     if isinstance(teacher, ReplayTeacher) and teacher.path and not Path(teacher.path).is_file():
         return [f"the file {teacher.path} does not exist"]
     if isinstance(teacher, EngineTeacher):
-        if teacher.engine_python:
-            if not Path(teacher.engine_python).exists():
-                return [f"the interpreter {teacher.engine_python} of the engine's environment is not there"]
-            return []
-        module, how = PACKAGES[teacher.kind]
-        if importlib.util.find_spec(module) is None:
-            return [f"{module} is not installed; {how}"]
+        return _missing_for_engine(teacher)
     return []
+
+
+def _missing_for_engine(teacher: EngineTeacher) -> list[str]:
+    missing = []
+    if teacher.kind == "llama_cpp" and not Path(teacher.model).is_file():
+        missing.append(f"the GGUF file {teacher.model} is not there")
+    module, how = PACKAGES[teacher.kind]
+    if teacher.engine_python and not Path(teacher.engine_python).exists():
+        missing.append(f"the interpreter {teacher.engine_python} of the engine's environment is not there")
+    elif not teacher.engine_python and importlib.util.find_spec(module) is None:
+        missing.append(f"{module} is not installed; {how}")
+    return missing

@@ -77,7 +77,9 @@ async def running_servers(run: RunState, writer: TraceWriter) -> AsyncIterator[S
         return
     spec, endpoints = engine_spec(teacher), Endpoints([])
     plain, extra_body = request_sampling(spec, sampling)
-    max_in_flight = teacher.max_concurrent * teacher.replicas
+    # An engine that answers one request after another gets the next one before it is done, and not hundreds to let wait.
+    at_once = teacher.max_concurrent if spec.answers_side_by_side else min(teacher.max_concurrent, 2)
+    max_in_flight = at_once * teacher.replicas
     async with (
         _engines(run, teacher, spec, endpoints, failed) as served,
         ChatClient(

@@ -74,6 +74,11 @@ class EngineSpec:
             )
 
     @property
+    def answers_side_by_side(self) -> bool:
+        """Whether the engine computes several requests at once; the others answer one after another."""
+        return self.engine in _SPREADS
+
+    @property
     def num_gpus(self) -> int:
         """GPUs of one replica, where there are any."""
         return self.tensor_parallel * self.pipeline_parallel
