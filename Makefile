@@ -18,7 +18,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint sanitize bench constraints clean
+.PHONY: help setup demo test test-fast lint sanitize chaos bench constraints clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,11 +26,15 @@ help:  ## List the targets
 demo: $(STAMP)  ## Distil the shipped tiny teacher into the shipped tiny student: every stage, minutes on a laptop
 	@$(BIN)/stillhouse run demo --out runs/demo
 
+# Test files side by side, each whole in one process: most wait for a process that they started.
+JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+
 test: $(STAMP)  ## Run all tests
-	@$(BIN)/python -m pytest -q
+	@$(PYTEST)
 
 test-fast: $(STAMP)  ## Run the tests that take seconds
-	@$(BIN)/python -m pytest -q -m 'not slow'
+	@$(PYTEST) -m 'not slow'
 
 lint: $(STAMP)  ## Check style, formatting, and who imports whom
 	@$(BIN)/ruff check .
@@ -46,6 +50,12 @@ sanitize: $(STAMP)  ## Run the tests of the C++ kernels under ASan and UBSan (gc
 	@LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED)/site \
 	  $(BIN)/python -m pytest -q -p no:cacheprovider tests/numerics/test_cpu_libraries.py
+
+CHAOS := build/chaos
+chaos: $(STAMP)  ## The long drills: 1,000 kills, 100,000 faulty calls, budgets, engines, a cluster, 10 M traces; hours
+	@mkdir -p $(CHAOS)
+	@for drill in kills bad_api budget engines cluster_kills scale; do \
+	  echo "$$drill ..." >&2; $(BIN)/python -m tests.chaos.$$drill >$(CHAOS)/$$drill.json || exit 1; cat $(CHAOS)/$$drill.json; done
 
 bench: $(STAMP)  ## Measure the kernels on this machine
 	@$(BIN)/stillhouse bench kernels

@@ -7,6 +7,7 @@ not ok says what will not work, or works more slowly, and what to do about it.
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
@@ -71,7 +72,7 @@ def diagnose() -> list[Finding]:
         _kernels,
         _compiler,
         _ray,
-        _vllm,
+        _engines,
         _versions,
         _sandbox,
         _memory,
@@ -185,11 +186,14 @@ def _ray() -> Finding:
     return Finding("ray", True, f"{ray.__version__}; a run starts its own, locally, unless --address names a cluster{ignored}")
 
 
-def _vllm() -> Finding:
-    try:
-        return Finding("vllm", True, importlib.metadata.version("vllm"))
-    except importlib.metadata.PackageNotFoundError:
-        return Finding("vllm", False, "not installed; only teacher.kind=vllm needs it")
+def _engines() -> Finding:
+    """Which engines' servers Ray could start from this environment; others may live in one of their own."""
+    from stillhouse.jobs.plan_teacher import PACKAGES
+
+    here = [kind for kind, (module, _) in PACKAGES.items() if importlib.util.find_spec(module) is not None]
+    absent = [f"{kind} ({how})" for kind, (_, how) in PACKAGES.items() if kind not in here]
+    found = f"here for teacher.kind: {', '.join(here) or 'none'}"
+    return Finding("engines", bool(here), found + (f"; not installed: {'; '.join(absent)}" if absent else ""))
 
 
 def _versions() -> Finding:

@@ -6,17 +6,21 @@ in whatever order they finish. The teacher's traces and every evaluation go thro
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from stillhouse.jobs.cluster import meant_error
-from stillhouse.pipeline.errors import ClusterError, PartialTeacherError, RecipeError, first_line
+from stillhouse.pipeline.errors import ClusterError, RecipeError, first_line
 from stillhouse.pipeline.records import Completion, Sampling
 
+if TYPE_CHECKING:
+    from stillhouse.teachers.local import TransformersGenerator
+
 Item = TypeVar("Item")
+LOAD_ATTEMPTS = 5
+"""Deaths of one actor while it loads its model, after which something must be wrong with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,45 +28,23 @@ class GeneratorSpec:
     """What one actor loads.
 
     Args:
-        kind: ``transformers`` (in process), ``vllm`` (an engine in the actor) or ``endpoint`` (an HTTP client).
-        model: folder, hub name, or the endpoint's name for the model.
+        model: folder or hub name.
         batch_size: completions under way at once in one actor.
         num_gpus: GPUs one actor asks Ray for.
         kernels: run a 4-bit checkpoint's layers on our own kernels instead of the loader's.
     """
 
-    kind: Literal["transformers", "vllm", "endpoint"]
     model: str
     revision: str | None = None
     dtype: str = "bfloat16"
     batch_size: int = 16
     num_cpus: float = 1.0
     num_gpus: float = 0.0
-    base_url: str = ""
-    api_key_env: str | None = None
-    tensor_parallel: int = 1
-    max_model_len: int | None = None
-    gpu_memory_utilization: float = 0.9
     kernels: bool = False
 
 
-def build_generator(spec: GeneratorSpec) -> Any:
-    """Load what ``spec`` names, in this process. The result has ``complete(prompts, seeds, sampling)``."""
-    if spec.kind == "endpoint":
-        from stillhouse.teachers.endpoint import EndpointGenerator
-
-        return EndpointGenerator(spec.base_url, spec.model, api_key_env=spec.api_key_env, max_concurrent=spec.batch_size)
-    if spec.kind == "vllm":
-        from stillhouse.teachers.vllm_engine import VllmGenerator
-
-        return VllmGenerator(
-            spec.model,
-            dtype=spec.dtype,
-            revision=spec.revision,
-            tensor_parallel=spec.tensor_parallel,
-            max_model_len=spec.max_model_len,
-            gpu_memory_utilization=spec.gpu_memory_utilization,
-        )
+def build_generator(spec: GeneratorSpec) -> TransformersGenerator:
+    """Load what ``spec`` names, in this process."""
     from stillhouse.teachers.local import TransformersGenerator
 
     return TransformersGenerator(
@@ -86,19 +68,6 @@ def _put_on_kernels(model: Any) -> None:
         ) from error
 
 
-def describe_generator(spec: GeneratorSpec, generator: Any) -> dict[str, str]:
-    """Which code computes a generator's completions, and where: ``path`` and ``device``, in words."""
-    if spec.kind == "endpoint":
-        return {"path": f"endpoint at {spec.base_url}", "device": "not known"}
-    if spec.kind == "vllm":
-        from importlib.metadata import version
-
-        return {"path": f"vLLM {version('vllm')}", "device": "GPU"}
-    from stillhouse.students.served import describe_device, describe_path
-
-    return {"path": describe_path(generator.model), "device": describe_device(generator.model)}
-
-
 class _GeneratorActor:
     """Lives in a Ray worker; holds one loaded generator.
 
@@ -109,36 +78,28 @@ class _GeneratorActor:
     def __init__(self, spec: GeneratorSpec, num_threads: int):
         self._spec = spec
         self._num_threads = num_threads
-        self._generator: Any = None
+        self._generator: TransformersGenerator | None = None
 
-    def load(self, api_key: str = "") -> None:
-        """Load the model. The driver hands an endpoint's key over: the worker's node need not have it, nor a log show it."""
+    def load(self) -> None:
+        """Load the model, once."""
         if self._generator is None:
-            if api_key and self._spec.api_key_env:
-                os.environ[self._spec.api_key_env] = api_key
-            if self._spec.kind == "transformers":
-                import torch
+            import torch
 
-                torch.set_num_threads(self._num_threads)
+            torch.set_num_threads(self._num_threads)
             self._generator = build_generator(self._spec)
 
-    def complete(
-        self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling
-    ) -> tuple[dict[int, Completion], float, PartialTeacherError | None]:
-        """Completions by their index, seconds, and the error that kept the rest from being completed."""
+    def complete(self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling) -> tuple[list[Completion], float]:
+        """Completions in the prompts' order, and seconds."""
         self.load()
         started = time.monotonic()
-        failure = None
-        try:
-            completed = dict(enumerate(self._generator.complete(prompts, seeds, sampling)))
-        except PartialTeacherError as error:
-            completed, failure = dict(error.completed), error
-        return completed, time.monotonic() - started, failure
+        return self._generator.complete(prompts, seeds, sampling), time.monotonic() - started
 
     def served(self) -> dict[str, str]:
-        """`describe_generator` of what this worker holds: the driver's machine may be another."""
+        """Which code computes completions in this worker, and where, in words: the driver's machine may be another."""
+        from stillhouse.students.served import describe_device, describe_path
+
         self.load()
-        return describe_generator(self._spec, self._generator)
+        return {"path": describe_path(self._generator.model), "device": describe_device(self._generator.model)}
 
 
 class GeneratorPool:
@@ -150,7 +111,6 @@ class GeneratorPool:
     def __init__(self, ray: Any, spec: GeneratorSpec, *, num_actors: int):
         self._ray = ray
         self._spec = spec
-        self._api_key = os.environ.get(spec.api_key_env, "") if spec.api_key_env else ""
         self._actors = [self._start() for _ in range(num_actors)]
         self._worked: list[Any] = []
 
@@ -161,11 +121,25 @@ class GeneratorPool:
 
     def __enter__(self) -> GeneratorPool:
         try:
-            self._ray.get([actor.load.remote(self._api_key) for actor in self._actors])
+            self._load()
         except Exception as error:  # whatever a worker raises while it loads: said in the user's terms
             self.__exit__()
             raise meant_error(error) from error
         return self
+
+    def _load(self) -> None:
+        """Wait until every actor has its model; one whose worker or node dies meanwhile is replaced."""
+        loading = [(actor, actor.load.remote(), 1) for actor in self._actors]
+        while loading:
+            actor, reference, attempt = loading.pop(0)
+            try:
+                self._ray.get(reference)
+            except self._ray.exceptions.RayActorError:
+                if attempt == LOAD_ATTEMPTS:
+                    raise
+                self._actors.remove(actor)
+                self._actors.append(actor := self._start())
+                loading.append((actor, actor.load.remote(), attempt + 1))
 
     def __exit__(self, *_: object) -> None:
         for actor in self._actors:
@@ -186,38 +160,35 @@ class GeneratorPool:
 
     def map(
         self,
-        batches: Iterable[Sequence[Item]],
+        next_batch: Callable[[], Sequence[Item]],
         *,
         prompts: Callable[[Sequence[Item]], Sequence[str]],
         seeds: Callable[[Sequence[Item]], Sequence[int]],
         sampling: Sampling,
-        before: Callable[[Sequence[Item]], None] | None = None,
-        attempts: int = 3,
+        begin_again: Callable[[Sequence[Item]], bool] | None = None,
+        attempts: int = 6,
     ) -> Iterator[tuple[Sequence[Item], list[Completion], float]]:
         """Complete batches; yields ``(batch, completions, seconds)`` as each finishes.
 
-        After a failure nothing new is handed out; what was under way, and what the failed batch had in it, is yielded before
-        the error is raised: it was paid for.
-
+        After a failure nothing new is handed out; what was under way is yielded before the error is raised: it was paid for.
         One batch an actor is under way, so that a crash of everything loses at most ``num_actors`` batches.
 
         Args:
-            before: called when a batch is about to be handed out, for a ledger.
+            next_batch: called when an actor is free. An empty batch says that there is nothing now; it is asked again after the
+                next batch has finished, and the work ends when it has nothing and none is under way.
+            begin_again: called when a batch is about to be handed out once more, for a ledger; False drops it.
             attempts: how often a batch is handed out when its actor dies under it.
         """
-        waiting = iter(batches)
         free = list(self._actors)
         under_way: dict[Any, tuple[Any, Sequence[Item], int]] = {}
 
         def hand_out(actor: Any, batch: Sequence[Item], attempt: int) -> None:
-            if before:
-                before(batch)
             reference = actor.complete.remote(list(prompts(batch)), list(seeds(batch)), sampling)
             under_way[reference] = (actor, batch, attempt)
 
         stopped: Exception | None = None
         while True:
-            while stopped is None and free and (batch := next(waiting, None)) is not None:
+            while stopped is None and free and (batch := next_batch()):
                 hand_out(free.pop(), batch, 1)
             if not under_way:
                 if stopped is not None:
@@ -226,13 +197,15 @@ class GeneratorPool:
             done, _ = self._ray.wait(list(under_way), num_returns=1)
             actor, batch, attempt = under_way.pop(done[0])
             try:
-                completed, seconds, failure = self._ray.get(done[0])
+                completed, seconds = self._ray.get(done[0])
             except self._ray.exceptions.RayActorError:
                 self._actors.remove(actor)
                 self._actors.append(actor := self._start())
-                actor.load.remote(self._api_key)
+                actor.load.remote()
                 if attempt < attempts:
-                    hand_out(actor, batch, attempt + 1)
+                    free.append(actor)
+                    if begin_again is None or begin_again(batch):
+                        hand_out(free.pop(), batch, attempt + 1)
                 else:
                     stopped = ClusterError(
                         f"a worker with {self._spec.model!r} died {attempts} times on the same batch; it may be out of memory: "
@@ -245,9 +218,7 @@ class GeneratorPool:
             free.append(actor)
             if actor not in self._worked:
                 self._worked.append(actor)
-            stopped = failure or stopped
-            if completed:
-                yield [batch[index] for index in completed], list(completed.values()), seconds
+            yield batch, completed, seconds
 
 
 def chunks(items: Sequence[Item], size: int) -> list[Sequence[Item]]:

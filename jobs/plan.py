@@ -23,15 +23,10 @@ from stillhouse.jobs.estimates import (
     training_tokens_per_s,
 )
 from stillhouse.jobs.model_facts import ModelFacts, cached_snapshot, hub_cache, is_path, model_facts
-from stillhouse.jobs.recipe import (
-    DatasetSource,
-    EndpointTeacher,
-    FileSource,
-    ReasoningGymSource,
-    Recipe,
-    TransformersTeacher,
-    VllmTeacher,
-)
+from stillhouse.jobs.plan_teacher import engine_lines, expected_samples, missing_for_teacher, replayed_rows
+from stillhouse.jobs.recipe import DatasetSource, FileSource, ReasoningGymSource, Recipe
+from stillhouse.jobs.recipe_teacher import EndpointTeacher, EngineTeacher, ReplayTeacher, Teacher
+from stillhouse.jobs.sources import longest_completion, teacher_resources
 
 DOLLARS_PER_GPU_HOUR = 3.0
 COMPLETION_SHARE = 0.25
@@ -42,11 +37,6 @@ PROMPT_TOKENS = {"reasoning_gym": 60, "file": 150, "dataset": 150}
 UNKNOWN_DATASET_SIZE = 10_000
 BYTES_PER_TOKEN_ON_DISK = 3.0
 """A token is about 4 characters and zstd halves them; a trace is kept as text, and a training row as two int32 columns."""
-TEACHER_MODULES = {
-    "transformers": "stillhouse.teachers.local",
-    "endpoint": "stillhouse.teachers.endpoint",
-    "vllm": "stillhouse.teachers.vllm_engine",
-}
 DATASET_SIZES = {  # rows by (name, subset, split), from the data sets' cards
     ("open-r1/OpenR1-Math-220k", "default", "train"): 93_733,
     ("HuggingFaceH4/MATH-500", None, "test"): 500,
@@ -75,7 +65,7 @@ class Plan:
     """What a recipe would do.
 
     ``missing`` says what this machine lacks for it; empty means that it can start here. ``downloads`` says what the run fetches
-    by itself on first use.
+    by itself on first use; ``commands`` are those that Ray's workers start the teacher's servers with.
     """
 
     recipe: str
@@ -84,6 +74,7 @@ class Plan:
     assumptions: tuple[str, ...]
     missing: tuple[str, ...]
     downloads: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
 
     @property
     def gpu_hours(self) -> float:
@@ -191,27 +182,17 @@ def _add_machine(
 ) -> None:
     missing = needs.missing
     t, cluster = recipe.teacher, recipe.cluster
-    if importlib.util.find_spec(TEACHER_MODULES[t.kind]) is None:
-        missing.append(
-            f"this version of stillhouse cannot run a teacher of kind {t.kind} yet: it has no {TEACHER_MODULES[t.kind]}"
-        )
     gpus_here, _ = _local_gpu()
     gpus_train = cluster.gpus_per_train_worker * max(1, cluster.train_workers)
-    gpus_teach = t.tensor_parallel * t.replicas if isinstance(t, VllmTeacher) else 0.0
-    if isinstance(t, TransformersTeacher):
-        gpus_teach = cluster.gpus_per_teacher_actor * cluster.num_teacher_actors
-    if gpus := _gpus_missing(gpus_teach, gpus_train, gpus_here):
+    actors, _, gpus_each = teacher_resources(recipe)
+    if gpus := _gpus_missing(actors * gpus_each, gpus_train, gpus_here):
         missing.append(gpus)
-    if isinstance(t, EndpointTeacher):
-        if t.api_key_env and not os.environ.get(t.api_key_env):
-            missing.append(f"the environment variable {t.api_key_env} with the key for {t.base_url} is not set")
-    else:
+    missing += missing_for_teacher(t)
+    if teacher is not None and t.kind != "llama_cpp":
         _add_weights(needs, t.model, teacher, what="teacher")
-    if isinstance(t, VllmTeacher):
-        if importlib.util.find_spec("vllm") is None:
-            missing.append("vllm is not installed; from the clone: .venv/bin/pip install -e '.[vllm]'")
-        each = teacher.num_params * 2 / t.tensor_parallel
-        if each > gpu.memory_bytes * t.gpu_memory_utilization * 0.9:
+    if isinstance(t, EngineTeacher) and t.num_gpus:
+        each = teacher.num_params * 2 / t.num_gpus
+        if t.dtype != "auto" and each > gpu.memory_bytes * t.gpu_memory_utilization * 0.9:
             missing.append(
                 f"memory: {each / 1e9:.0f} GB of teacher weights a GPU do not fit a {gpu.name}; raise teacher.tensor_parallel"
             )
@@ -236,20 +217,26 @@ def plan(recipe: Recipe) -> Plan:
             size = _count(source, needs)
             counts[split] = counts.get(split, 0) + size
             prompt_tokens[split] = prompt_tokens.get(split, 0) + size * PROMPT_TOKENS[source.source]
+    if isinstance(recipe.teacher, ReplayTeacher):
+        counts["train"] = replayed_rows(recipe.teacher)
+        prompt_tokens["train"] = counts["train"] * PROMPT_TOKENS["dataset"]
 
     t, s, cluster = recipe.teacher, recipe.student, recipe.cluster
-    teacher = None if isinstance(t, EndpointTeacher) else model_facts(t.model, role="teachers")
+    elsewhere = isinstance(t, EndpointTeacher | ReplayTeacher)
+    teacher = None if elsewhere else model_facts(t.model, role="teachers")
     student = model_facts(s.base_model, role="students")
     _, gpu_name = _local_gpu()
     gpu = next((device for key, device in GPUS.items() if key in gpu_name), GPUS["H100"])
-    on_gpu = bool(cluster.gpus_per_train_worker or cluster.gpus_per_teacher_actor or isinstance(t, VllmTeacher))
+    on_gpu = bool(cluster.gpus_per_train_worker or teacher_resources(recipe)[2])
 
     stages = [_problems_stage(recipe, counts), *_download_stage((t.model, teacher), (s.base_model, student))]
-    completion = max(1, int(t.sampling.max_new_tokens * COMPLETION_SHARE))
-    traces = counts["train"] * t.samples_per_problem
-    teacher_input = prompt_tokens["train"] * t.samples_per_problem
+    longest = recipe.gate.max_new_tokens if isinstance(t, ReplayTeacher) else longest_completion(recipe)
+    completion = max(1, int(longest * COMPLETION_SHARE))
+    samples = expected_samples(t, KEPT_SHARE)
+    traces = round(counts["train"] * samples)
+    teacher_input = int(prompt_tokens["train"] * samples)
     stages.append(_traces_stage(recipe, teacher, gpu, traces, teacher_input, traces * completion))
-    solved = counts["train"] * (1 - (1 - KEPT_SHARE) ** t.samples_per_problem)
+    solved = counts["train"] * (1 - (1 - KEPT_SHARE) ** samples)
     kept = int(min(traces * KEPT_SHARE, solved * recipe.select.per_problem))
     rows = min(kept, recipe.select.max_examples or kept)
     stay = f"about {_plural(rows, 'training row')} would stay"
@@ -264,7 +251,8 @@ def plan(recipe: Recipe) -> Plan:
     )
     stages.append(_train_stage(recipe, student, gpu, rows, row_tokens))
     stages.append(_quantize_stage(recipe, student))
-    if asked := min(recipe.gate.teacher_problems, counts["test"]):
+    asked = 0 if isinstance(t, ReplayTeacher) else min(recipe.gate.teacher_problems, counts["test"])
+    if asked:
         tokens_in = prompt_tokens["test"] * asked // counts["test"]
         score = _traces_stage(recipe, teacher, gpu, asked, tokens_in, asked * completion)
         stages.append(dataclasses.replace(score, name="teacher score", what=f"the teacher on {_plural(asked, 'test problem')}"))
@@ -279,7 +267,8 @@ def plan(recipe: Recipe) -> Plan:
         f"a completion has {_plural(completion, 'token')} on average: a quarter of max_new_tokens; "
         "the worst case is four times that",
         "transformers decodes a batch until its longest row ends, which is taken to be after max_new_tokens",
-        f"{KEPT_SHARE:.0%} of the traces are verified and kept",
+        f"{KEPT_SHARE:.0%} of the traces are verified and kept"
+        + (f", so that {samples:.2g} draws a problem are expected" if getattr(t, "adaptive", None) else ""),
         _device_words(gpu if on_gpu else CPU_CORE, gpu_name),
     ]
     if any(stage.gpu_hours for stage in stages):
@@ -287,7 +276,7 @@ def plan(recipe: Recipe) -> Plan:
     disk_bytes = sum(stage.disk_bytes for stage in stages)
     _add_machine(needs, recipe, teacher, student, gpu, disk_bytes)
     assumed, missing, downloads = (tuple(dict.fromkeys(lines)) for lines in (needs.assumptions, needs.missing, needs.downloads))
-    return Plan(recipe.name, recipe.description, tuple(stages), assumed, missing, downloads)
+    return Plan(recipe.name, recipe.description, tuple(stages), assumed, missing, downloads, engine_lines(recipe))
 
 
 def _device_words(device: Device, local_name: str) -> str:
@@ -324,9 +313,15 @@ def _traces_stage(
     t, cluster = recipe.teacher, recipe.cluster
     disk = int(output_tokens * BYTES_PER_TOKEN_ON_DISK)
     tokens = input_tokens + output_tokens
+    if isinstance(t, ReplayTeacher):
+        what = f"read from {t.path or t.name} ({t.layout}); no teacher is asked"
+        return StagePlan("traces", what, traces, tokens, disk_bytes=disk)
     if isinstance(t, EndpointTeacher):
         dollars = (input_tokens * t.price_per_million_input_tokens + output_tokens * t.price_per_million_output_tokens) / 1e6
-        what = f"{t.model} at {t.base_url}: {t.samples_per_problem} a problem, {t.max_concurrent} at once"
+        what = f"{t.model} at {t.base_url}: {_samples_words(t)}, {t.max_concurrent} at once"
+        if t.budget.max_dollars is not None and t.budget.max_dollars < dollars:
+            what += f", {_money(dollars)} of which the budget pays {_money(t.budget.max_dollars)}"
+            dollars = t.budget.max_dollars
         # A hosted reasoning model streams some 40 tokens a second to one request.
         return StagePlan(
             "traces",
@@ -337,11 +332,11 @@ def _traces_stage(
             wall_hours=output_tokens / (40 * t.max_concurrent) / 3600,
             disk_bytes=disk,
         )
-    if isinstance(t, VllmTeacher):
-        devices, copies, device = t.tensor_parallel, t.replicas, gpu
-        what = (
-            f"{t.model} on vLLM: {t.samples_per_problem} a problem, {_plural(copies, 'replica')} of {_plural(devices, 'GPU')}"
-        )
+    if isinstance(t, EngineTeacher):
+        copies, device = t.replicas, gpu if t.num_gpus else CPU_CORE
+        devices = t.num_gpus or cluster.cpus_per_teacher_actor
+        unit = _plural(devices, "GPU" if t.num_gpus else "CPU")
+        what = f"{t.model} on {t.kind}: {_samples_words(t)}, {_plural(copies, 'replica')} of {unit}"
         speed = decoding_tokens_per_s(facts, device, batch_size=t.max_concurrent, num_devices=devices)
         wall_s = output_tokens / speed / copies
     else:
@@ -350,7 +345,7 @@ def _traces_stage(
         devices = cluster.gpus_per_teacher_actor if on_gpu else cluster.cpus_per_teacher_actor
         copies = cluster.num_teacher_actors
         unit = _plural(devices, "GPU" if on_gpu else "CPU")
-        what = f"{t.model} in transformers: {t.samples_per_problem} a problem, {_plural(copies, 'actor')} of {unit}"
+        what = f"{t.model} in transformers: {_samples_words(t)}, {_plural(copies, 'actor')} of {unit}"
         wall_s = batched_decoding_s(
             facts,
             device,
@@ -365,6 +360,12 @@ def _traces_stage(
     prefill_s = input_tokens * 2 * facts.num_active_params / (device.flops * device.efficiency * devices)
     hours = (wall_s + prefill_s / copies) / 3600
     return _device_stage("traces", what, traces, tokens, device, hours * devices * copies, hours, disk)
+
+
+def _samples_words(teacher: Teacher) -> str:
+    if teacher.adaptive:
+        return f"up to {teacher.max_samples} a problem, until {teacher.adaptive.verified} verified"
+    return f"{teacher.samples_per_problem} a problem"
 
 
 def _train_stage(recipe: Recipe, facts: ModelFacts, gpu: Device, rows: int, row_tokens: int) -> StagePlan:
@@ -473,6 +474,8 @@ def render_text(plan: Plan) -> str:
         lines += ["Missing on this machine, and needed first:", *(f"  - {line}" for line in plan.missing)]
     else:
         lines.append("Nothing is missing on this machine.")
+    if plan.commands:
+        lines += ["", "Ray starts:", *(f"  {line}" for line in plan.commands)]
     if plan.downloads:
         lines += ["", "Downloaded on first use:", *(f"  - {line}" for line in plan.downloads)]
     return "\n".join(lines)

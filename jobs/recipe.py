@@ -1,7 +1,8 @@
 """The recipe: one YAML file that says what is distilled into what, and how a run of it is judged.
 
-This module is the only schema. ``load_recipe`` reads a file or a shipped name, applies ``--set`` overrides, and answers
-every mistake with one sentence that names the key. Below ``jobs/`` nothing takes a recipe: functions take plain arguments.
+This module, with the teacher's part in `stillhouse.jobs.recipe_teacher`, is the only schema. ``load_recipe`` reads a file or a
+shipped name, applies ``--set`` overrides, and answers every mistake with one sentence that names the key. Below ``jobs/``
+nothing takes a recipe: functions take plain arguments.
 
 Relative paths in a recipe file start at that file's folder, those in an override at the working directory. A model is a
 shipped name (``tiny``), a path (it starts with ``.``, ``/`` or ``~``) or a hub name.
@@ -10,30 +11,27 @@ shipped name (``tiny``), a path (it starts with ``.``, ``/`` or ``~``) or a hub 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from stillhouse.jobs.recipe_file import anchor_paths, find_recipe, read_mapping, sentence, shipped_files, with_override
+from stillhouse.jobs.recipe_section import (
+    Count,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Seed,
+    Share,
+    Text,
+)
+from stillhouse.jobs.recipe_teacher import AnyTeacher, EngineTeacher, ReplayTeacher
 from stillhouse.pipeline.errors import RecipeError
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
-PositiveInt = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-Text = Annotated[str, Field(min_length=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-
-
-class Section(BaseModel):
-    """What every part of a recipe has in common: frozen, no unknown key, no silent conversion between types."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+from stillhouse.teachers.known import MOVING_NAMES
 
 
 class ReasoningGymSource(Section):
@@ -46,7 +44,7 @@ class ReasoningGymSource(Section):
     """Number of problems."""
     seed: Seed
     """Seed of the generator; a split needs one of its own."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default={})
     """The task's own settings, for example {min_terms: 4}."""
 
 
@@ -98,8 +96,8 @@ Source = Annotated[ReasoningGymSource | FileSource | DatasetSource, Field(discri
 class Problems(Section):
     """Prompts with checkable answers, by split."""
 
-    train: Annotated[tuple[Source, ...], Field(min_length=1)]
-    """What the teacher answers and the student learns from."""
+    train: tuple[Source, ...] = ()
+    """What the teacher answers and the student learns from; empty where traces are replayed, which bring theirs along."""
     validation: tuple[Source, ...] = ()
     """Held out of training, for tuning a recipe; no figure of the report comes from it."""
     test: Annotated[tuple[Source, ...], Field(min_length=1)]
@@ -118,107 +116,6 @@ class Problems(Section):
                             "give each split a seed of its own"
                         )
         return self
-
-
-class TeacherSampling(Section):
-    """How the teacher's completions are drawn."""
-
-    temperature: NonNegativeFloat = 0.6
-    """0 is greedy decoding."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
-    """Keep the smallest set of tokens whose probability reaches this."""
-    max_new_tokens: PositiveInt = 32768
-    """A completion is cut here, stored, and never trained on."""
-
-
-class Teacher(Section):
-    """What every teacher has, whatever serves it."""
-
-    kind: str
-    """What serves it: transformers, vllm or endpoint."""
-    samples_per_problem: PositiveInt = 1
-    """Completions drawn for each problem."""
-    sampling: TeacherSampling = TeacherSampling()
-    system_prompt: str | None = None
-    """Sent before the problem; null sends none, as DeepSeek-R1 and its distillations ask for."""
-    prompt_suffix: str = ""
-    """Text that follows every problem after a blank line, for the teacher and for the student alike."""
-    opens_think: bool = True
-    """True where the teacher's generation prompt already ends with an opened think block."""
-
-
-class TransformersTeacher(Teacher):
-    """A teacher that transformers runs inside Ray actors."""
-
-    kind: Literal["transformers"]
-    model: Text
-    """Shipped name (tiny), path or hub name."""
-    revision: Text | None = None
-    """Commit or tag on the hub; null takes the newest."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Type of weights and activations."""
-    batch_size: PositiveInt = 16
-    """Completions drawn at once by one actor."""
-
-
-class VllmTeacher(Teacher):
-    """A teacher that vLLM serves on GPU workers which Ray starts."""
-
-    kind: Literal["vllm"]
-    model: Text
-    """Path or hub name."""
-    revision: Text | None = None
-    """Commit or tag on the hub; null takes the newest."""
-    dtype: Literal["bfloat16", "float16"] = "bfloat16"
-    """Type of weights and activations."""
-    tensor_parallel: PositiveInt = 1
-    """GPUs that share one replica's layers."""
-    replicas: PositiveInt = 1
-    """Copies of the model; problems are spread over them."""
-    max_model_len: PositiveInt | None = None
-    """Longest prompt and completion together, tokens; null takes the model's own."""
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Share of a GPU's memory that vLLM may take."""
-    max_concurrent: PositiveInt = 256
-    """Requests in flight per replica."""
-
-
-class EndpointTeacher(Teacher):
-    """A teacher behind an OpenAI-compatible HTTP endpoint."""
-
-    kind: Literal["endpoint"]
-    base_url: Text
-    """For example https://api.example.com/v1, without user name or password."""
-    model: Text
-    """The name that the endpoint knows the model by."""
-    revision: Text | None = None
-    """What is known of the model's version; part of every trace's key."""
-    api_key_env: str | None = None
-    """Name of the environment variable that holds the key; null sends none. The key itself never stands in a recipe."""
-    price_per_million_input_tokens: NonNegativeFloat = 0.0
-    """Dollars, for the plan."""
-    price_per_million_output_tokens: NonNegativeFloat = 0.0
-    """Dollars, for the plan."""
-    max_concurrent: PositiveInt = 64
-    """Requests in flight."""
-
-    @field_validator("base_url")
-    @classmethod
-    def _plain_url(cls, value: str) -> str:
-        if "@" in value:  # the value may hold a password: say what is wrong without repeating it
-            raise ValueError("must not carry a user name or password; name an environment variable in teacher.api_key_env")
-        if not re.match(r"https?://[^/\s]+", value):
-            raise ValueError(f"has to start with http:// or https:// and name a host; got {value!r}")
-        return value.rstrip("/")
-
-    @field_validator("api_key_env")
-    @classmethod
-    def _a_name_and_not_a_key(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", value):
-            raise ValueError(
-                "has to be the name of an environment variable in capitals, such as DEEPSEEK_API_KEY, never the key itself"
-            )
-        return value
 
 
 class Filters(Section):
@@ -392,7 +289,7 @@ class Recipe(Section):
     seed: Seed = 0
     """Every random choice of the run follows from it."""
     problems: Problems
-    teacher: Annotated[TransformersTeacher | VllmTeacher | EndpointTeacher, Field(discriminator="kind")]
+    teacher: AnyTeacher
     filters: Filters = Filters()
     select: Select = Select()
     student: Student
@@ -403,10 +300,24 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _selection_is_possible(self) -> Recipe:
-        if self.select.per_problem > self.teacher.samples_per_problem:
+        teacher = self.teacher
+        if isinstance(teacher, ReplayTeacher):
+            if self.problems.train:
+                raise ValueError("problems.train has to be empty with teacher.kind=replay: the problems come with the traces")
+            return self
+        if isinstance(teacher, EngineTeacher):
+            for key, says in (("num_teacher_actors", teacher.replicas), ("gpus_per_teacher_actor", teacher.num_gpus)):
+                given = getattr(self.cluster, key)
+                if key in self.cluster.model_fields_set and given not in (says, Cluster.model_fields[key].default):
+                    raise ValueError(
+                        f"cluster.{key}={given:g} contradicts the teacher, whose replicas make it {says}; leave it out"
+                    )
+        if not self.problems.train:
+            raise ValueError("problems.train: expected a list with at least one item, got a list of 0")
+        if self.select.per_problem > teacher.max_samples:
+            draws = "adaptive.max_samples" if teacher.adaptive else "samples_per_problem"
             raise ValueError(
-                f"select.per_problem={self.select.per_problem} asks for more than "
-                f"teacher.samples_per_problem={self.teacher.samples_per_problem} draws"
+                f"select.per_problem={self.select.per_problem} asks for more than teacher.{draws}={teacher.max_samples} draws"
             )
         return self
 
@@ -443,4 +354,19 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
         return Recipe.model_validate_json(json.dumps(data))
     except ValidationError as error:
         # No "from error": pydantic's text repeats the input, which may be a key that was refused because it is one.
-        raise RecipeError(f"{path.name}: {sentence(error, Recipe)}") from None
+        raise RecipeError(f"{path.name}: {sentence(error, Recipe)}{_about_the_teacher(error)}") from None
+
+
+def _about_the_teacher(error: ValidationError) -> str:
+    """Why a teacher needs settings that other recipes leave out."""
+    found = error.errors(include_url=False)
+    missing = [entry for entry in found if entry["type"] == "missing" and entry["loc"][0] == "teacher"]
+    if not any(entry["loc"][-1] in ("temperature", "top_p", "max_new_tokens", "opens_think") for entry in missing):
+        return ""
+    # The section that misses opens_think comes along with its error, and its model is the name that was looked up.
+    names = [entry["input"].get("model") for entry in missing if entry["loc"][-1] == "opens_think"]
+    why = next((f" ({MOVING_NAMES[name.lower()]})" for name in names if str(name).lower() in MOVING_NAMES), "")
+    return (
+        f"; the teacher is not among the known ones{why}, whose published settings would be taken: give its own, or name the "
+        "one that it descends from in teacher.like (`stillhouse teachers` lists them)"
+    )

@@ -8,8 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from stillhouse.jobs import remote
-from stillhouse.jobs.run_state import RunState
-from stillhouse.jobs.stages import EVALUATED, planned_traces, read_problems, served_file
+from stillhouse.jobs.run_state import RunState, read_problems
+from stillhouse.jobs.stages import EVALUATED, served_file
+from stillhouse.jobs.status import cost_of
+from stillhouse.jobs.traces import planned_traces
 from stillhouse.pipeline.gate import GateResult, accuracy, accuracy_by_family, agreement, behaviour, judge
 from stillhouse.pipeline.integrity import IntegrityReport, check_checkpoint
 from stillhouse.pipeline.records import Graded, Problem, Trace, Verdict, content_key
@@ -28,10 +30,11 @@ from stillhouse.pipeline.report import (
     summary_markdown,
     write_report,
 )
+from stillhouse.pipeline.trace_store.totals import Totals
 
 SHOWN_TRACES = 12
 TOKENS_OF = {
-    "traces": ("num_prompt_tokens", "num_completion_tokens"),
+    "traces": ("prompt_tokens", "completion_tokens"),
     "train": ("num_tokens",),
 } | {f"evaluate-{name}": ("num_completion_tokens",) for name in EVALUATED}
 
@@ -84,7 +87,7 @@ def _judge(run: RunState, graded: Mapping[str, Sequence[Graded]], integrity: Int
 def _report(run: RunState, graded: Mapping[str, Sequence[Graded]], gate: GateResult) -> Report:
     recipe, manifests = run.recipe, run.manifests
     families = {name: accuracy_by_family(rows) for name, rows in graded.items()}
-    counts = manifests["traces"].counts
+    totals = Totals.from_json(manifests["traces"].counts)
     quantization = run.store.read_json("quantization.json")
     return Report(
         run_id=content_key("run", *(manifests[name].fingerprint for name in sorted(manifests)))[:16],
@@ -107,8 +110,9 @@ def _report(run: RunState, graded: Mapping[str, Sequence[Graded]], gate: GateRes
                 for stage, names in TOKENS_OF.items()
                 if stage in manifests
             },
-            num_generated=int(counts["num_assigned"]),
-            num_lost_in_flight=int(counts["num_lost_in_flight"]),
+            num_generated=totals.num_answered + totals.num_lost + totals.num_truncated,
+            num_lost_in_flight=totals.num_lost,
+            cost=cost_of(recipe, totals, int(manifests["filter"].counts["num_kept"])),
             loss=[
                 LossPoint(step=step, loss=loss, learning_rate=rate) for step, loss, rate, _ in run.store.read_json("loss.json")
             ],

@@ -12,8 +12,9 @@ from typing import Any
 from stillhouse.jobs.cluster import meant_error, ray_session
 from stillhouse.jobs.progress import Reporter
 from stillhouse.jobs.recipe import Recipe
-from stillhouse.jobs.sources import num_teacher_actors, teacher_spec
+from stillhouse.jobs.sources import teacher_resources
 from stillhouse.pipeline.errors import ClusterError, RecipeError
+from stillhouse.pipeline.records import Problem
 from stillhouse.pipeline.store import RunStore, StageManifest, fingerprint
 
 COMMAND_OF_STAGE = {
@@ -71,8 +72,9 @@ class RunState:
         """Ray, started or joined at first use: a run whose stages are all committed needs none."""
         if self._ray is None:
             cluster = self.recipe.cluster
+            actors, cpus, _ = teacher_resources(self.recipe)
             wanted = max(
-                cluster.num_teacher_actors * cluster.cpus_per_teacher_actor,
+                actors * cpus,
                 max(1, cluster.train_workers) * cluster.cpus_per_train_worker,
             )
             session = ray_session(self._address, object_store_mb=cluster.object_store_mb, num_cpus=wanted)
@@ -82,11 +84,11 @@ class RunState:
 
     def _look_at_resources(self) -> None:
         """Say what Ray would wait for in silence: here that is an error, on a cluster a larger node may yet join."""
-        cluster, teacher = self.recipe.cluster, teacher_spec(self.recipe)
-        actors, workers = num_teacher_actors(self.recipe), max(1, cluster.train_workers)
+        cluster, workers = self.recipe.cluster, max(1, self.recipe.cluster.train_workers)
+        actors, cpus, gpus = teacher_resources(self.recipe)
         asked = {
-            "cluster.cpus_per_teacher_actor": ("CPU", teacher.num_cpus, actors),
-            "cluster.gpus_per_teacher_actor": ("GPU", teacher.num_gpus, actors),
+            "cluster.cpus_per_teacher_actor": ("CPU", cpus, actors),
+            "cluster.gpus_per_teacher_actor": ("GPU", gpus, actors),
             "cluster.cpus_per_train_worker": ("CPU", cluster.cpus_per_train_worker, workers),
             "cluster.gpus_per_train_worker": ("GPU", cluster.gpus_per_train_worker, workers),
         }
@@ -162,3 +164,8 @@ class RunState:
             self.store.commit_stage(manifest)
         self.manifests[name] = manifest
         return manifest
+
+
+def read_problems(run: RunState) -> list[Problem]:
+    """The problems of every split, as the problems stage committed them."""
+    return run.store.read("problems", Problem)

@@ -15,9 +15,9 @@ from stillhouse.jobs.stages import (
     filter_stage,
     problems_stage,
     quantize_stage,
-    traces_stage,
     train_stage,
 )
+from stillhouse.jobs.traces import traces_stage
 from stillhouse.pipeline.errors import ClusterError, RecipeError
 from stillhouse.pipeline.report import Report
 from stillhouse.pipeline.store import RunStore, write_atomic

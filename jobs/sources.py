@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from stillhouse.jobs.generators import GeneratorSpec
-from stillhouse.jobs.recipe import DatasetSource, EndpointTeacher, FileSource, ReasoningGymSource, Recipe, VllmTeacher
+from stillhouse.jobs.recipe import DatasetSource, FileSource, ReasoningGymSource, Recipe
+from stillhouse.jobs.recipe_teacher import EngineTeacher, ReplayTeacher, TransformersTeacher
+from stillhouse.jobs.replaying import replayed_problems
 from stillhouse.pipeline.errors import RecipeError
 from stillhouse.pipeline.extraction import boxed_answer
 from stillhouse.pipeline.problems import dataset_problems, disjoint, local_problems, reasoning_gym_problems
@@ -40,6 +42,8 @@ def load_problems(recipe: Recipe) -> tuple[dict[Split, list[Problem]], dict[str,
     earlier: list[Problem] = []
     for split in ("test", "validation", "train"):
         found = [problem for source in getattr(recipe.problems, split) for problem in _read(source, split)]
+        if split == "train" and isinstance(recipe.teacher, ReplayTeacher):
+            found = replayed_problems(recipe.teacher)
         distinct, repeated = disjoint(found, earlier)
         kept[split] = _with_sound_golds(distinct, split)
         counts[f"num_repeated_{split}"] = len(repeated)
@@ -119,6 +123,8 @@ def file_hashes(recipe: Recipe) -> dict[str, str]:
             for path in sorted(Path(source.name).rglob("*")):
                 if path.is_file():
                     hashes[f"{source.name}:{path.relative_to(source.name)}"] = output_hash(path)
+    if isinstance(recipe.teacher, ReplayTeacher) and recipe.teacher.path:
+        hashes[Path(recipe.teacher.path).name] = output_hash(Path(recipe.teacher.path))
     return hashes
 
 
@@ -128,8 +134,12 @@ def resolve_teacher(name: str) -> str:
 
 
 def teacher_sampling(recipe: Recipe) -> Sampling:
-    sampling = recipe.teacher.sampling
-    return Sampling(sampling.temperature, sampling.top_p, sampling.max_new_tokens)
+    return Sampling(**recipe.teacher.sampling.model_dump())
+
+
+def longest_completion(recipe: Recipe) -> int:
+    """Tokens that a teacher's completion can have; replayed ones were cut, if at all, by somebody else."""
+    return sys.maxsize if isinstance(recipe.teacher, ReplayTeacher) else recipe.teacher.sampling.max_new_tokens
 
 
 def gate_sampling(recipe: Recipe) -> Sampling:
@@ -137,46 +147,26 @@ def gate_sampling(recipe: Recipe) -> Sampling:
 
 
 def teacher_spec(recipe: Recipe) -> GeneratorSpec:
-    """How the recipe's teacher is loaded in one Ray actor."""
+    """How the recipe's in-process teacher is loaded in one Ray actor."""
     teacher, cluster = recipe.teacher, recipe.cluster
-    common: dict[str, Any] = {"num_cpus": cluster.cpus_per_teacher_actor, "num_gpus": cluster.gpus_per_teacher_actor}
-    if isinstance(teacher, EndpointTeacher):
-        return GeneratorSpec(
-            "endpoint",
-            teacher.model,
-            revision=teacher.revision,
-            batch_size=teacher.max_concurrent,
-            base_url=teacher.base_url,
-            api_key_env=teacher.api_key_env,
-            **common,
-        )
-    if isinstance(teacher, VllmTeacher):
-        return GeneratorSpec(
-            "vllm",
-            resolve_teacher(teacher.model),
-            revision=teacher.revision,
-            dtype=teacher.dtype,
-            batch_size=teacher.max_concurrent,
-            tensor_parallel=teacher.tensor_parallel,
-            max_model_len=teacher.max_model_len,
-            gpu_memory_utilization=teacher.gpu_memory_utilization,
-            **(common | {"num_gpus": max(common["num_gpus"], teacher.tensor_parallel)}),
-        )
     return GeneratorSpec(
-        "transformers",
         resolve_teacher(teacher.model),
         revision=teacher.revision,
         dtype=teacher.dtype,
         batch_size=teacher.batch_size,
-        **common,
+        num_cpus=cluster.cpus_per_teacher_actor,
+        num_gpus=cluster.gpus_per_teacher_actor,
     )
 
 
-def num_teacher_actors(recipe: Recipe) -> int:
-    """Actors that hold the teacher: vLLM's replicas, one client for an endpoint, else what the recipe says."""
-    if isinstance(recipe.teacher, VllmTeacher):
-        return recipe.teacher.replicas
-    return 1 if isinstance(recipe.teacher, EndpointTeacher) else recipe.cluster.num_teacher_actors
+def teacher_resources(recipe: Recipe) -> tuple[int, float, float]:
+    """Ray actors that hold the teacher, and the CPUs and GPUs of each; none for a teacher that runs elsewhere."""
+    teacher, cluster = recipe.teacher, recipe.cluster
+    if isinstance(teacher, EngineTeacher):
+        return teacher.replicas, cluster.cpus_per_teacher_actor, teacher.num_gpus
+    if isinstance(teacher, TransformersTeacher):
+        return cluster.num_teacher_actors, cluster.cpus_per_teacher_actor, cluster.gpus_per_teacher_actor
+    return 0, 0.0, 0.0
 
 
 def evaluation_spec(recipe: Recipe, model: str, *, revision: str | None = None, kernels: bool = False) -> GeneratorSpec:
@@ -186,7 +176,6 @@ def evaluation_spec(recipe: Recipe, model: str, *, revision: str | None = None, 
     """
     cluster = recipe.cluster
     return GeneratorSpec(
-        "transformers",
         model,
         revision=revision,
         dtype=recipe.student.dtype,

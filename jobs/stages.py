@@ -6,32 +6,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from stillhouse.jobs import remote
 from stillhouse.jobs.generators import GeneratorPool, chunks
-from stillhouse.jobs.recipe import EndpointTeacher, FileSource, Recipe, VllmTeacher
-from stillhouse.jobs.run_state import RunState, StageOutput
+from stillhouse.jobs.recipe import FileSource, Recipe
+from stillhouse.jobs.recipe_teacher import ReplayTeacher
+from stillhouse.jobs.run_state import RunState, StageOutput, read_problems
 from stillhouse.jobs.sources import (
     evaluation_spec,
     file_hashes,
     gate_sampling,
     load_problems,
-    num_teacher_actors,
-    resolve_teacher,
-    teacher_sampling,
-    teacher_spec,
+    longest_completion,
     test_problems,
+)
+from stillhouse.jobs.trace_plan import FixedPlan
+from stillhouse.jobs.traces import (
+    TeacherRequests,
+    ask_teacher,
+    completion_of,
+    left_of_budget,
+    note_how_it_ended,
+    open_writer,
+    planned_traces,
+    teacher_identity,
 )
 from stillhouse.jobs.training import train_on_ray
 from stillhouse.pipeline.errors import NothingKeptError
 from stillhouse.pipeline.records import Completion, Example, Graded, Problem, Trace, Verdict, content_key
+from stillhouse.pipeline.trace_store.store import TraceStore
 from stillhouse.pipeline.verification import VERIFIER_VERSION
 
-CODE_VERSIONS = {"problems": 1, "traces": 1, "filter": 1, "examples": 1, "train": 2, "quantize": 1, "evaluate": 2}
+CODE_VERSIONS = {"problems": 1, "filter": 1, "examples": 1, "train": 2, "quantize": 1, "evaluate": 2}
+"""`stillhouse.jobs.traces.CODE_VERSION` is the traces stage's."""
 EVALUATED = ("teacher", "base", "student", "checkpoint", "checkpoint_kernels")
 
 
@@ -67,193 +78,6 @@ def _without_folders(recipe: Recipe) -> dict[str, Any]:
     return section
 
 
-def check_student(run: RunState) -> None:
-    """Load the student's tokenizer and put a problem to it: a base without a chat template must not cost a teacher's tokens.
-
-    Raises:
-        RecipeError: there is no such model, or it cannot be asked.
-    """
-    recipe = run.recipe
-    example = read_problems(run)[:1]
-    remote.render_for_student(
-        recipe.student.base_model,
-        recipe.student.revision,
-        [problem.prompt for problem in example],
-        recipe.teacher.system_prompt,
-        recipe.teacher.prompt_suffix,
-    )
-
-
-def read_problems(run: RunState) -> list[Problem]:
-    return run.store.read("problems", Problem)
-
-
-def teacher_identity(run: RunState) -> dict[str, Any]:
-    """What decides a trace besides its prompt: the teacher, its revision, sampling and how it is asked."""
-    teacher = run.recipe.teacher
-    model, revision = teacher.model, teacher.revision or ""
-    folder = Path(resolve_teacher(model)).expanduser()
-    if isinstance(teacher, EndpointTeacher):
-        served = teacher.base_url
-    else:
-        served = teacher.dtype
-        if folder.is_dir():
-            from stillhouse.teachers.tracing import folder_revision
-
-            # Known by what is in it: the same folder elsewhere is the same teacher.
-            model, revision = Path(model).name, folder_revision(folder)
-    if isinstance(teacher, VllmTeacher):
-        served += f", at most {teacher.max_model_len} tokens"
-    return {
-        "kind": teacher.kind,
-        "model": model,
-        "revision": revision,
-        "served": served,
-        "sampling": asdict(teacher_sampling(run.recipe)),
-        "system_prompt": teacher.system_prompt,
-        "prompt_suffix": teacher.prompt_suffix,
-        "opens_think": teacher.opens_think,
-        "seed": run.recipe.seed,
-    }
-
-
-def _teacher_requests(run: RunState, problems: Sequence[Problem], samples: int, seed: int) -> list[Any]:
-    """The planned completions of the teacher for some problems, with keys and seeds."""
-    from stillhouse.teachers.tracing import render_for_teacher, trace_requests
-
-    teacher, identity = run.recipe.teacher, teacher_identity(run)
-    prompts = render_for_teacher(
-        [problem.prompt for problem in problems],
-        kind=teacher.kind,
-        model=resolve_teacher(teacher.model),
-        revision=teacher.revision,
-        system_prompt=teacher.system_prompt,
-        prompt_suffix=teacher.prompt_suffix,
-        opens_think=teacher.opens_think,
-    )
-    return trace_requests(
-        problems,
-        prompts,
-        teacher=identity["model"],
-        teacher_revision=identity["revision"],
-        served=identity["served"],
-        sampling=teacher_sampling(run.recipe),
-        samples_per_problem=samples,
-        seed=seed,
-    )
-
-
-def _ask_teacher(
-    run: RunState,
-    requests: Sequence[Any],
-    *,
-    before: Callable[[Sequence[Any]], None] | None = None,
-    served: Callable[[dict[str, str]], None] | None = None,
-) -> Iterator[tuple[Sequence[Any], list[Completion], float]]:
-    """The teacher's completions of some requests, batch by batch as they arrive; no Ray is started for none.
-
-    ``served`` is told at the end which code computed them.
-    """
-    if not requests:
-        return
-    spec = teacher_spec(run.recipe)
-    with GeneratorPool(run.ray, spec, num_actors=num_teacher_actors(run.recipe)) as pool:
-        yield from pool.map(
-            chunks(requests, spec.batch_size),
-            prompts=lambda batch: [request.rendered_prompt for request in batch],
-            seeds=lambda batch: [request.seed for request in batch],
-            sampling=teacher_sampling(run.recipe),
-            before=before,
-        )
-        if served is not None:
-            served(pool.served())
-
-
-def traces_stage(run: RunState) -> None:
-    """The teacher's completions: those not committed yet are generated, each batch is committed when it arrives.
-
-    A batch is written into ``traces/ledger`` before it is handed out, so that what was paid for and lost in a crash is
-    known: it is in the ledger and in no shard.
-    """
-    identity = teacher_identity(run)
-    samples = run.recipe.teacher.samples_per_problem
-
-    def work(_: str) -> StageOutput:
-        from stillhouse.teachers.tracing import make_trace
-
-        check_student(run)
-        problems = [problem for problem in read_problems(run) if problem.split == "train"]
-        requests = _teacher_requests(run, problems, samples, run.recipe.seed)
-        committed = set(run.store.read_column("traces", "key"))
-        missing = [request for request in requests if request.key not in committed]
-        run.reporter.begin("traces", len(requests), len(requests) - len(missing))
-        # Prompts of like length side by side: a batch ends with its longest row.
-        missing.sort(key=lambda request: len(request.rendered_prompt))
-        sampling = teacher_sampling(run.recipe)
-
-        attempt = len(run.store.ledger("traces"))  # so that a batch assigned again makes a new entry
-
-        def begin(batch: Sequence[Any]) -> None:
-            nonlocal attempt
-            attempt += 1
-            entry = {"keys": [request.key for request in batch]}
-            run.store.write_json(f"traces/ledger/{attempt:08d}-{content_key(entry['keys'])[:16]}.json", entry)
-
-        for batch, completions, seconds in _ask_teacher(run, missing, before=begin):
-            rows = [
-                make_trace(
-                    request,
-                    completion,
-                    teacher=identity["model"],
-                    teacher_revision=identity["revision"],
-                    sampling=sampling,
-                    seconds=seconds / len(batch),
-                )
-                for request, completion in zip(batch, completions)
-            ]
-            run.store.add_shard("traces", Trace, rows)
-            run.reporter.advance(len(rows))
-        rows = _of_requests(run, requests)
-        assigned = sum(len(entry["keys"]) for entry in run.store.ledger("traces"))
-        return StageOutput(
-            tuple(run.store.shards("traces")),
-            {
-                "num_planned": len(requests),
-                "num_traces": len(rows),
-                "num_assigned": assigned,
-                "num_lost_in_flight": assigned - len(run.store.read_column("traces", "key")),
-                "num_prompt_tokens": sum(trace.num_prompt_tokens for trace in rows),
-                "num_completion_tokens": sum(trace.num_completion_tokens for trace in rows),
-                "num_length_stops": sum(trace.finish_reason == "length" for trace in rows),
-            },
-        )
-
-    run.stage(
-        "traces",
-        kind="traces",
-        code_version=CODE_VERSIONS["traces"],
-        settings=identity | {"samples_per_problem": samples},
-        inputs={"problems": run.manifests["problems"].fingerprint},
-        work=work,
-    )
-
-
-def planned_traces(run: RunState) -> list[Trace]:
-    """The committed traces that this recipe planned; a run's folder may hold others, from earlier settings."""
-    problems = [problem for problem in read_problems(run) if problem.split == "train"]
-    return _of_requests(run, _teacher_requests(run, problems, run.recipe.teacher.samples_per_problem, run.recipe.seed))
-
-
-def _of_requests(run: RunState, requests: Sequence[Any]) -> list[Trace]:
-    """The committed traces of some requests. A problem whose answer was corrected keeps the traces of its prompt."""
-    parents = {request.key: request.problem_id for request in requests}
-    return [
-        replace(trace, problem_id=parents[trace.key])
-        for trace in run.store.read("traces", Trace, key="key")
-        if trace.key in parents
-    ]
-
-
 def filter_stage(run: RunState) -> None:
     """Verify, filter and select the traces; every drop keeps its verdict."""
     filters, select = run.recipe.filters, run.recipe.select
@@ -268,7 +92,7 @@ def filter_stage(run: RunState) -> None:
                 "test_problems": [p for p in problems if p.split == "test"] if filters.decontaminate else [],
                 "per_problem": select.per_problem,
                 "min_tokens": filters.min_tokens,
-                "max_tokens": filters.max_tokens or run.recipe.teacher.sampling.max_new_tokens,
+                "max_tokens": filters.max_tokens or longest_completion(run.recipe),
                 "seed": run.recipe.seed,
                 "strategy": select.strategy,
             },
@@ -468,7 +292,7 @@ def evaluate_stages(run: RunState) -> None:
     if recipe.gate.kernels:
         models["checkpoint_kernels"] = models["checkpoint"]
     problems = run.manifests["problems"].fingerprint
-    if recipe.gate.teacher_problems:
+    if recipe.gate.teacher_problems and not isinstance(recipe.teacher, ReplayTeacher):
         _evaluate_stage(
             run,
             "teacher",
@@ -482,9 +306,8 @@ def evaluate_stages(run: RunState) -> None:
 def _evaluate_stage(
     run: RunState, name: str, *, settings: dict[str, Any], inputs: dict[str, str], model: str | None = None
 ) -> None:
-    def work(print_: str) -> StageOutput:
-        partial = f"evaluations/{name}-{print_[:12]}"
-        graded, served = _grade_teacher(run, partial) if model is None else _grade_student(run, name, model)
+    def work(_: str) -> StageOutput:
+        graded, served = _grade_teacher(run) if model is None else _grade_student(run, name, model)
         files = run.store.replace_shards(f"evaluations/{name}", Graded, graded)
         return StageOutput(
             (*files, run.store.write_json(served_file(f"evaluate-{name}"), served)),
@@ -505,37 +328,39 @@ def _evaluate_stage(
     )
 
 
-def _grade_teacher(run: RunState, partial: str) -> tuple[list[Graded], dict[str, str]]:
+def _grade_teacher(run: RunState) -> tuple[list[Graded], dict[str, str]]:
     """The teacher's own score: sampled as its traces are, on the test problems, with seeds of their own.
 
-    Its completions may be paid for: each batch is committed to ``partial`` when it arrives, and not asked again.
+    Its completions may be paid for, so they go through a ledger and a store too; not into the traces' own, from which somebody
+    may train. What is left of the budget holds for them.
     """
     from stillhouse.pipeline.verification import verify
     from stillhouse.students.evaluating import grade
 
     problems = test_problems(read_problems(run), run.recipe.gate.teacher_problems)
-    requests = _teacher_requests(run, problems, 1, run.recipe.seed + 1)
-    rows = {row.problem_id: row for row in run.store.read(partial, Graded)}
-    missing = [request for request in requests if request.problem_id not in rows]
-    run.reporter.begin("teacher", len(requests), len(rows))
+    requests = TeacherRequests(run, problems, samples=1, seed=run.recipe.seed + 1)
+    root = run.store.path("evaluations", "teacher-traces")
+    with open_writer(run, root, root / "spool", left_of_budget(run)) as writer:
+        committed = writer.keys()
+        run.reporter.begin("teacher", len(requests), sum(request.key in committed for request in requests))
+        asked, served = ask_teacher(run, FixedPlan(requests, committed), writer, lambda _: run.reporter.advance(1))
+    note_how_it_ended(run, asked, "The teacher's score is of the test problems that it answered.")
     by_id = {problem.id: problem for problem in problems}
-    served = {"path": "not known: every answer was committed by an earlier run", "device": "not known"}
-    for batch, completions, _ in _ask_teacher(run, missing, served=served.update):
-        graded = [
-            grade(
-                completion,
-                by_id[request.problem_id],
-                request.rendered_prompt,
-                model_name="teacher",
-                sample_index=0,
-                verify=verify,
-            )
-            for request, completion in zip(batch, completions)
-        ]
-        run.store.add_shard(partial, Graded, graded)
-        rows.update({row.problem_id: row for row in graded})
-        run.reporter.advance(len(batch))
-    return [rows[request.problem_id] for request in requests], served
+    prompts = {request.key: request for request in requests}
+    graded = [
+        grade(
+            completion_of(trace),
+            by_id[prompts[trace.key].problem_id],
+            trace.rendered_prompt,
+            model_name="teacher",
+            sample_index=0,
+            verify=verify,
+        )
+        for trace in TraceStore(root).traces(prompts)
+    ]
+    order = {problem.id: place for place, problem in enumerate(problems)}
+    graded.sort(key=lambda row: order[row.problem_id])
+    return graded, served or {"path": "not known: every answer was committed by an earlier run", "device": "not known"}
 
 
 def _grade_student(run: RunState, name: str, model: str) -> tuple[list[Graded], dict[str, str]]:
@@ -579,8 +404,9 @@ def _in_order(
     """Completions in the prompts' order, generated in batches of like length."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     found: dict[int, Completion] = {}
+    batches = iter(chunks(order, batch_size))
     arriving = pool.map(
-        chunks(order, batch_size),
+        lambda: next(batches, ()),
         prompts=lambda batch: [prompts[i] for i in batch],
         seeds=lambda batch: [seeds[i] for i in batch],
         sampling=gate_sampling(run.recipe),

@@ -6,12 +6,7 @@ printed by the command line without a traceback.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import IntEnum
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from stillhouse.pipeline.records import Completion
 
 
 class ExitCode(IntEnum):
@@ -61,22 +56,6 @@ class TeacherError(StillhouseError, RuntimeError):
     exit_code = ExitCode.INFRASTRUCTURE
 
 
-class PartialTeacherError(TeacherError):
-    """The teacher failed after it had answered some of what it was asked; what it answered was paid for and comes along.
-
-    Args:
-        message: the sentence for the user.
-        completed: completions by their index in the call, of those prompts that were answered.
-    """
-
-    def __init__(self, message: str, completed: Mapping[int, Completion]):
-        super().__init__(message, completed)
-        self.completed = completed
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
-
 class ClusterError(StillhouseError, RuntimeError):
     """Ray, or a job on it, is not there or failed."""
 
@@ -87,3 +66,15 @@ class IntegrityError(StillhouseError, ValueError):
     """A file is not what its manifest says."""
 
     exit_code = ExitCode.INTEGRITY
+
+
+class SpoolError(StillhouseError, OSError):
+    """The file that a writer's calls are made durable in cannot be opened or written."""
+
+    exit_code = ExitCode.INFRASTRUCTURE
+
+
+class BudgetReached(StillhouseError, RuntimeError):
+    """A call would spend more than the budget allows; says which cap, what is spent and reserved, and what was asked for."""
+
+    exit_code = ExitCode.USAGE

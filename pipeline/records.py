@@ -19,11 +19,15 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+KEY_VERSION = 1
+"""Part of every trace's key; stays when the schema gains columns, so that what was paid for is found again."""
 
 Split = Literal["train", "validation", "test"]
 Outcome = Literal["correct", "wrong", "undecided"]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "truncated", "loop", "content_filter"]
+"""Why a completion ended: by itself; at its token limit; cut off on its way to us; stopped by us because it went in circles;
+stopped by the server's content filter. Only ``stop`` is ever trained on."""
 
 
 def content_key(*parts: Any) -> str:
@@ -62,16 +66,41 @@ class Problem:
 class Sampling:
     """How completions are drawn; every field is part of a trace's key.
 
-    ``temperature=0`` is greedy decoding. ``top_p`` keeps the smallest set of tokens whose probability reaches it.
+    Args:
+        temperature: 0 is greedy decoding.
+        top_p: keep the smallest set of tokens whose probability reaches it.
+        max_new_tokens: a completion is cut here.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        min_p: drop tokens less likely than this share of the most likely one; 0 drops none.
+        presence_penalty: taken from the logits of tokens that were written already; 0 is none.
+        repetition_penalty: their logits are divided by it; 1 is none.
+        reasoning_effort: ``low``, ``medium`` or ``high`` for teachers that know it (gpt-oss); "" sends none.
+        top_logprobs: alternatives a token whose log probabilities are kept with the trace; 0 keeps none.
     """
 
     temperature: float
     top_p: float
     max_new_tokens: int
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    reasoning_effort: str = ""
+    top_logprobs: int = 0
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_new_tokens < 1:
             raise ValueError(f"sampling needs temperature >= 0, 0 < top_p <= 1, max_new_tokens >= 1; got {self}")
+        if self.top_k < 0 or not 0 <= self.min_p < 1 or self.repetition_penalty <= 0 or not 0 <= self.top_logprobs <= 20:
+            raise ValueError(
+                f"sampling needs top_k >= 0, 0 <= min_p < 1, repetition_penalty > 0, 0 <= top_logprobs <= 20; got {self}"
+            )
+
+    def extras(self) -> dict[str, Any]:
+        """The settings beyond temperature, top_p and max_new_tokens that are not at their defaults, by name."""
+        plain = Sampling(self.temperature, self.top_p, self.max_new_tokens)
+        names = [f.name for f in dataclasses.fields(self)]
+        return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(plain, name)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +109,12 @@ class Completion:
 
     Args:
         text: generated text with special tokens kept, without the prompt and without the closing EOS.
-        finish_reason: ``stop`` when the model wrote EOS, ``length`` when it was cut at ``max_new_tokens``.
+        finish_reason: ``stop`` when the model wrote EOS, ``length`` when it was cut at ``max_new_tokens``, and so on.
         num_prompt_tokens, num_completion_tokens: token counts by the model's own tokenizer, EOS counted.
         seed: the 64-bit seed this row was sampled with.
+        usage_counted: False where the server counted no tokens and both counts are estimates.
+        response_id, served_model: what an endpoint called its answer and its model ("" elsewhere).
+        logprobs: JSON text ``[[token, logprob, [[token, logprob], …]], …]``, one entry a token; "" where not asked for.
     """
 
     text: str
@@ -90,6 +122,10 @@ class Completion:
     num_prompt_tokens: int
     num_completion_tokens: int
     seed: int
+    usage_counted: bool = True
+    response_id: str = ""
+    served_model: str = ""
+    logprobs: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +153,32 @@ class Trace:
     sample_index: int
     seed: int
     seconds: float
-    """Share of its batch's wall time, seconds."""
+    """Share of its batch's wall time, or from request to last byte, seconds."""
+    dollars: float = 0.0
+    """Price of its tokens by the recipe's prices; 0 where none are known."""
+    usage_counted: bool = True
+    """False where the server counted no tokens: both counts are then estimates."""
+    sampling_extras: str = ""
+    """JSON object of the sampling settings beyond the three above that were not at their defaults; "" for none."""
+    response_id: str = ""
+    served_model: str = ""
+    """What the endpoint called its answer and its model."""
+    logprobs: str = ""
+    """JSON text, see `Completion`; "" where not asked for."""
+    origin: str = ""
+    """Where a replayed trace came from: data set, revision, row; "" for one that our own teacher wrote."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A trace that a run wants, and the problem that it answers there.
+
+    A store may hold other traces too. The problem may be another than the trace's own: where a gold answer was corrected, the
+    traces of its prompt are kept.
+    """
+
+    key: str
+    problem_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +235,7 @@ class Graded:
     answer_found: bool
 
 
-Record = TypeVar("Record", Problem, Trace, Verdict, Example, Graded)
+Record = TypeVar("Record", Problem, Trace, Planned, Verdict, Example, Graded)
 
 _ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), tuple: pa.list_(pa.int32())}
 
@@ -210,18 +271,19 @@ def to_table(record_type: type[Record], records: Iterable[Record]) -> pa.Table:
 def from_table(record_type: type[Record], table: pa.Table) -> list[Record]:
     """Read records back from an Arrow table.
 
+    A column that an older version did not write yet gets its field's default.
+
     Raises:
         ValueError: a column of the record type is missing in the table.
     """
-    names = [f.name for f in dataclasses.fields(record_type)]
+    fields = [f for f in dataclasses.fields(record_type) if f.name in table.column_names or f.default is dataclasses.MISSING]
+    names = [f.name for f in fields]
     missing = sorted(set(names) - set(table.column_names))
     if missing:
         raise ValueError(f"a table of {record_type.__name__} needs the columns {missing}; it has {table.column_names}")
-    tuples = {
-        f.name
-        for f in dataclasses.fields(record_type)
-        if typing.get_origin(typing.get_type_hints(record_type)[f.name]) is tuple
-    }
+    tuples = {f.name for f in fields if typing.get_origin(typing.get_type_hints(record_type)[f.name]) is tuple}
     columns: list[Sequence[Any]] = [table.column(name).to_pylist() for name in names]
     columns = [[tuple(v) for v in column] if name in tuples else column for name, column in zip(names, columns)]
-    return [record_type(*row) for row in zip(*columns)]
+    if len(names) == len(dataclasses.fields(record_type)):
+        return [record_type(*row) for row in zip(*columns)]
+    return [record_type(**dict(zip(names, row))) for row in zip(*columns)]

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, NonNegativeFloat, NonNegativeInt, model_validator
 
+from stillhouse.pipeline.cost import Cost
 from stillhouse.pipeline.errors import ExitCode
 from stillhouse.pipeline.gate import Agreement, Behaviour, GateCheck, Judgement
 from stillhouse.pipeline.statistics import Interval
@@ -105,7 +106,11 @@ class LossPoint(_Section):
 
 
 class Results(_Section):
-    """What was measured. ``num_generated`` counts every trace made, ``num_lost_in_flight`` those a crash lost uncommitted."""
+    """What was measured.
+
+    ``num_generated`` counts every completion that the teacher was known or must be taken to have made, ``num_lost_in_flight``
+    those of them that were under way at a crash; ``cost`` is what all of its calls came to.
+    """
 
     pass_at_1: PassAt1
     pass_at_1_by_family: dict[str, PassAt1]
@@ -114,6 +119,7 @@ class Results(_Section):
     tokens: dict[str, NonNegativeInt]
     num_generated: NonNegativeInt
     num_lost_in_flight: NonNegativeInt = 0
+    cost: Cost | None = None
     loss: list[LossPoint]
     behaviour: dict[str, Behaviour]
     served: Served = Served()
@@ -194,7 +200,9 @@ def summary_table(report: Report) -> str:
         for row in (header, *rows)
     ]
     lines = [aligned[0].rstrip(), "  ".join("-" * width for width in widths), *aligned[1:]]
-    lines += ["", f"funnel   {funnel_line(report)}", f"seconds  {seconds_line(report.results.seconds)}"]
+    lines += ["", f"funnel   {funnel_line(report)}"]
+    lines += [f"traces   {report.results.cost.line()}"] if report.results.cost else []
+    lines.append(f"seconds  {seconds_line(report.results.seconds)}")
     lines.append(f"size     {size_line(report.size_bytes)}")
     lines += [f"{'served' if i == 0 else '':9}{line}".rstrip() for i, line in enumerate(served_lines(report.results.served))]
     verdict, *reasons = verdict_lines(report)
@@ -214,7 +222,9 @@ def summary_markdown(report: Report) -> str:
         lines.append(
             f"| {_cell(check.name)} | {_cell(check.expected)} | {measured} | **{check.outcome}** {_cell(check.explanation)} |"
         )
-    lines += ["", f"- Funnel: {funnel_line(report)}", f"- Seconds: {seconds_line(report.results.seconds)}"]
+    lines += ["", f"- Funnel: {funnel_line(report)}"]
+    lines += [f"- Traces: {report.results.cost.line()}"] if report.results.cost else []
+    lines.append(f"- Seconds: {seconds_line(report.results.seconds)}")
     lines.append(f"- Size: {size_line(report.size_bytes)}")
     lines += [f"- Served: {_cell(line)}" for line in served_lines(report.results.served)]
     return "\n".join(lines) + "\n"

@@ -1,10 +1,10 @@
-"""The run store: a folder of Parquet shards, JSON ledgers and one manifest a stage, each file whole or absent.
+"""The run store: a folder of Parquet shards and one manifest a stage, each file whole or absent.
 
 Layout of a run::
 
     recipe.yaml                  the resolved recipe
-    problems/  traces/  ...      content-named Parquet shards, one record type a folder, readable by any Parquet reader
-    traces/ledger/               one small JSON an assigned batch, written before its generation starts
+    problems/  planned/  ...     content-named Parquet shards, one record type a folder, readable by any Parquet reader
+    traces/                      the trace store and its spool (`stillhouse.pipeline.trace_store`), unless they are elsewhere
     train/  student/  checkpoint/  folders of a stage; a model folder appears under its name when it is whole
     stages/<stage>.json          what a stage read, wrote and counted; written last, so that it stands for "done"
 
@@ -18,7 +18,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,28 +127,17 @@ class RunStore:
         records: list[Record] = []
         seen: set[Any] = set()
         for path in self.shards(folder):
-            rows = self._read_shard(path, lambda path: from_table(record_type, pq.read_table(path)))
+            try:
+                rows = from_table(record_type, pq.read_table(path))
+            except (OSError, ValueError, KeyError) as error:
+                raise IntegrityError(
+                    f"{path} is not a readable shard ({error}); restore the file, or delete it and run the same command again: "
+                    "what it held is made anew"
+                ) from error
             if key is not None:
                 rows = [row for row in rows if (value := getattr(row, key)) not in seen and not seen.add(value)]
             records += rows
         return records
-
-    def read_column(self, folder: str, column: str) -> list[Any]:
-        """One column of all shards, without reading the others."""
-        values: list[Any] = []
-        for path in self.shards(folder):
-            values += self._read_shard(path, lambda path: pq.read_table(path, columns=[column]).column(column).to_pylist())
-        return values
-
-    @staticmethod
-    def _read_shard(path: Path, read: Callable[[Path], list[Any]]) -> list[Any]:
-        try:
-            return read(path)
-        except (OSError, ValueError, KeyError) as error:
-            raise IntegrityError(
-                f"{path} is not a readable shard ({error}); restore the file, or delete it and run the same command again: "
-                "what it held is made anew"
-            ) from error
 
     def write_json(self, path: str, value: Any) -> Path:
         target = self.path(path)
@@ -157,10 +146,6 @@ class RunStore:
 
     def read_json(self, path: str) -> Any:
         return json.loads(self.path(path).read_text())
-
-    def ledger(self, folder: str) -> list[dict[str, Any]]:
-        """Entries of a folder's ledger: what was begun, whether or not it was committed."""
-        return [json.loads(path.read_text()) for path in sorted(self.path(folder, "ledger").glob("*.json"))]
 
     def commit_stage(self, manifest: StageManifest) -> None:
         """Say that a stage is done. Called after its outputs are on disk."""

@@ -14,11 +14,14 @@ from pathlib import Path
 
 from stillhouse.pipeline.extraction import split_reasoning
 from stillhouse.pipeline.prompts import chat_messages, opens_think_block, render_prompt
-from stillhouse.pipeline.records import SCHEMA_VERSION, Completion, Problem, Sampling, Trace, content_key
+from stillhouse.pipeline.records import KEY_VERSION, Completion, Problem, Sampling, Trace, content_key
+from stillhouse.pipeline.trace_store.ledger import Intent
 
 _TEXT_FILES = frozenset({".json", ".jinja", ".txt", ".model"})
 _WEIGHT_FILES = frozenset({".safetensors", ".bin"})
 _END_BYTES = 1 << 20
+TEMPLATE_TOKENS = 256
+"""Reserved beside a prompt's own text for what a chat template puts around it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +54,37 @@ def trace_requests(
         seed: the recipe's seed; with problem and sample index it decides each row's own.
     """
     requests = []
+    extras = sampling.extras()
     for problem, prompt in zip(problems, rendered_prompts, strict=True):
         for index in range(samples_per_problem):
             # 63 bits: what an Arrow int64 column holds.
             row_seed = int(content_key("seed", seed, prompt, index)[:16], 16) >> 1
             key = content_key(
                 "trace",
-                SCHEMA_VERSION,
+                KEY_VERSION,
                 prompt,
                 teacher,
                 teacher_revision,
                 served,
-                [sampling.temperature, sampling.top_p, sampling.max_new_tokens],
+                [sampling.temperature, sampling.top_p, sampling.max_new_tokens, *([extras] if extras else [])],
                 index,
                 row_seed,
             )
             requests.append(TraceRequest(key, problem.id, prompt, index, row_seed))
     return requests
+
+
+def intent_of(request: TraceRequest, sampling: Sampling, context: bytes, endpoint: str = "") -> Intent:
+    """What the ledger reserves for one request: the most tokens that it can come to.
+
+    No tokenizer makes more tokens than there are bytes, and a chat template adds a few of its own.
+
+    Args:
+        context: what the answer is turned into a trace with, see `stillhouse.teachers.chat_response.call_context`.
+        endpoint: whom it goes to, for the ledger.
+    """
+    prompt_tokens = len(request.rendered_prompt.encode()) + TEMPLATE_TOKENS
+    return Intent(request.key, request.problem_id, context, prompt_tokens, sampling.max_new_tokens, endpoint)
 
 
 def make_trace(
@@ -93,6 +110,11 @@ def make_trace(
         sample_index=request.sample_index,
         seed=completion.seed,
         seconds=seconds,
+        usage_counted=completion.usage_counted,
+        sampling_extras=json.dumps(extras, sort_keys=True) if (extras := sampling.extras()) else "",
+        response_id=completion.response_id,
+        served_model=completion.served_model,
+        logprobs=completion.logprobs,
     )
 
 

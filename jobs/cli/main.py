@@ -14,6 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
+from stillhouse.jobs.cli.say import JsonOption, say
+from stillhouse.jobs.cli.teachers import fault_server, list_teachers
+from stillhouse.jobs.cli.traces import traces_app
 from stillhouse.jobs.environment import PROCESS_ENVIRONMENT, settle_environment
 from stillhouse.pipeline.errors import ExitCode, StillhouseError
 
@@ -28,6 +31,10 @@ app = typer.Typer(
 )
 bench_app = typer.Typer(help="Measure speed against named peers.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench_app, name="bench")
+app.add_typer(traces_app, name="traces")
+app.command("teachers")(list_teachers)
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+app.command("fault-server", context_settings=PASSED_ON)(fault_server)
 
 # Typer brings a click of its own along, or not, by version: the base of what it raises for wrong usage is found from here.
 USAGE_ERRORS = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -37,20 +44,11 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a k
 OutOption = Annotated[Path | None, typer.Option("--out", help="The run's folder. Default: runs/<recipe's name>.")]
 AddressOption = Annotated[str | None, typer.Option("--address", help="Ray cluster to join. Default: a local Ray.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
 
 OUTCOMES = (
     "Exit codes: 0 pass, 1 gate failed or nothing kept, 2 usage or recipe, 3 inconclusive, 4 infrastructure, 5 integrity, "
     "130 interrupted."
 )
-
-
-def _say(text: str) -> None:
-    """Print to stdout; a reader that has gone (``| head``) must not turn a passed gate into a failed one."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _recipe(name: str, overrides: list[str] | None) -> Any:
@@ -73,19 +71,21 @@ def _walk(
         manifests = sorted(Path(folder, "stages").glob("*.json"), key=lambda path: path.stat().st_mtime)
         stages = {path.stem: json.loads(path.read_text())["counts"] for path in manifests}
         if as_json:
-            _say(json.dumps({"run": str(folder), "stages": stages}, indent=2))
+            say(json.dumps({"run": str(folder), "stages": stages}, indent=2))
         else:
+            from stillhouse.jobs.status import counts_text, read_status
+
             for name, counts in stages.items():
-                shown = ", ".join(f"{key.removeprefix('num_')} {value:g}" for key, value in counts.items())
-                _say(f"{name:12} {shown}")
+                say(f"{name:12} {counts_text(counts)}")
+            say(f"{'cost':12} {read_status(folder).cost.line()}")
         return int(ExitCode.PASS)
     if as_json:
-        _say(report.model_dump_json(indent=2))
+        say(report.model_dump_json(indent=2))
     else:
         from stillhouse.pipeline.report import summary_table
 
-        _say(summary_table(report))
-        _say(f"\nreport      {folder / 'report.html'}\ncheckpoint  {folder / report.checkpoint}")
+        say(summary_table(report))
+        say(f"\nreport      {folder / 'report.html'}\ncheckpoint  {folder / report.checkpoint}")
     return int(report.exit_code)
 
 
@@ -132,9 +132,9 @@ def check(
         raise RecipeError(f"{folder} is not a folder; give one that `stillhouse quantize` wrote")
     report = check_checkpoint(folder)
     if as_json:
-        _say(json.dumps(asdict(report), indent=2))
+        say(json.dumps(asdict(report), indent=2))
     else:
-        _say("\n".join(report.problems) or f"{folder} is sound: {report.files} files, {report.tensors} tensors")
+        say("\n".join(report.problems) or f"{folder} is sound: {report.files} files, {report.tensors} tensors")
     return int(ExitCode.PASS if report.ok else ExitCode.INTEGRITY)
 
 
@@ -145,10 +145,10 @@ def recipes(as_json: JsonOption = False) -> int:
 
     found = shipped_recipes()
     if as_json:
-        _say(json.dumps(found, indent=2))
+        say(json.dumps(found, indent=2))
     else:
         width = max(map(len, found))
-        _say("\n".join(f"{name:{width}}  {description}" for name, description in found.items()))
+        say("\n".join(f"{name:{width}}  {description}" for name, description in found.items()))
     return int(ExitCode.PASS)
 
 
@@ -157,7 +157,7 @@ def schema() -> int:
     """Print the recipe's JSON schema."""
     from stillhouse.jobs.recipe import recipe_json_schema
 
-    _say(json.dumps(recipe_json_schema(), indent=2))
+    say(json.dumps(recipe_json_schema(), indent=2))
     return int(ExitCode.PASS)
 
 
@@ -169,7 +169,7 @@ def plan(recipe: RecipeArgument, overrides: SetOption = None, as_json: JsonOptio
     from stillhouse.jobs import plan as planning
 
     made = planning.plan(_recipe(recipe, overrides))
-    _say(json.dumps(asdict(made), indent=2) if as_json else planning.render_text(made))
+    say(json.dumps(asdict(made), indent=2) if as_json else planning.render_text(made))
     return int(ExitCode.PASS)
 
 
@@ -181,7 +181,19 @@ def doctor(as_json: JsonOption = False) -> int:
     from stillhouse.jobs import doctor as examination
 
     findings = examination.diagnose()
-    _say(json.dumps([asdict(finding) for finding in findings], indent=2) if as_json else examination.render_text(findings))
+    say(json.dumps([asdict(finding) for finding in findings], indent=2) if as_json else examination.render_text(findings))
+    return int(ExitCode.PASS)
+
+
+@app.command()
+def status(run: Annotated[Path, typer.Argument(help="A run's folder.")], as_json: JsonOption = False) -> int:
+    """Say how far a run is, and what its traces cost so far; also while it is at work."""
+    from dataclasses import asdict
+
+    from stillhouse.jobs.status import read_status, status_text
+
+    found = read_status(run)
+    say(json.dumps(asdict(found) | {"cost": found.cost.model_dump()}, indent=2) if as_json else status_text(found))
     return int(ExitCode.PASS)
 
 
@@ -205,9 +217,9 @@ def submit(
 
     job_id, code = send(_recipe(recipe, overrides), address=address, out=out, follow=follow, show=show)
     if as_json:
-        _say(json.dumps({"job_id": job_id, "exit_code": code if follow else None}))
+        say(json.dumps({"job_id": job_id, "exit_code": code if follow else None}))
     elif not follow:
-        _say(f"{job_id}\nfollow it with: ray job logs --address {address} --follow {job_id}")
+        say(f"{job_id}\nfollow it with: ray job logs --address {address} --follow {job_id}")
     return code
 
 

@@ -41,6 +41,7 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVA
 # Flags of a mount that a user namespace may not take away, as statvfs reports and as mount() takes them.
 LOCKED_FLAGS = ((1, 1), (2, 2), (4, 4), (8, 8), (1024, 1024), (2048, 2048), (4096, 1 << 21))
 MNT_DETACH = 2
+BACKSTOP_S = 60
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
@@ -75,17 +76,18 @@ def main(spec_fd: int, report_fd: int, control_fd: int) -> int:
     else:
         child = start(report_fd, lambda: become_program(spec, report_fd))
     os.close(report_fd)
-    return wait(child, control_fd, waking, namespaced=spec["route"] != "none")
+    return wait(child, control_fd, waking, limit_s=spec["limits"]["wall_s"], namespaced=spec["route"] != "none")
 
 
-def wait(child: int, control_fd: int, waking: int, *, namespaced: bool) -> int:
+def wait(child: int, control_fd: int, waking: int, *, limit_s: float, namespaced: bool) -> int:
     """Wait for the program, or for the word to kill it; then until nothing of it is left."""
     events = select.poll()
     events.register(control_fd, select.POLLIN)
     events.register(waking, select.POLLIN)
     status = None
     while status is None:
-        for fd, _ in events.poll():
+        # The time-out is a backstop: the clock is the caller's, and CONTROL ends with it unless a fork of it lives on.
+        for fd, _ in events.poll(1000 * (limit_s + BACKSTOP_S)) or [(control_fd, 0)]:
             if fd == control_fd:
                 os.kill(child, signal.SIGKILL)
                 status = os.waitpid(child, 0)[1]

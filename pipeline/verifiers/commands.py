@@ -117,7 +117,7 @@ def _function(reader: Reader, name: str) -> Tree:
             base = reader.argument()
         else:
             power = reader.exponent()
-    if power == ("neg", ("num", Fraction(1))) and name in _INVERSE:
+    if power == ("num", Fraction(-1)) and name in _INVERSE:
         name, power = _INVERSE[name], None
     inner = _function_argument(reader)
     arguments = inner[1:] if inner[0] in ("list", "tuple") else (inner,)

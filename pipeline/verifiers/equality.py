@@ -26,6 +26,7 @@ from stillhouse.pipeline.verifiers.tree import Tree
 
 _MAX_ITEMS = 64
 _ROUGHLY = 0.05
+_ORDERS = ("<", ">", "<=", ">=", "!=")
 _SEQUENCES = ("list", "set", "tuple")
 
 
@@ -119,7 +120,7 @@ def _same_relation(gold: Tree, answer: Tree) -> bool:
                 return _same_set(gold, answer_named[1])
             return _same_inequality(gold, answer)
         return False
-    if gold[0] == "rel" and set(gold[1]) & {"<", ">", "<=", ">=", "!="}:
+    if gold[0] == "rel" and set(gold[1]) & set(_ORDERS):
         return _same_set(gold, answer)
     return False  # an equation is not its one side; a gold that is a set wants a set, not an inequality
 
@@ -196,6 +197,8 @@ def _values(tree: Tree) -> tuple[list[str | None], list[Tree]]:
 def _same_sequence(gold: Tree, answer: Tree) -> bool:
     if {gold[0], answer[0]} & {"interval", "union"}:
         other = answer if gold[0] in ("interval", "union") else gold
+        if other[0] == "list" and any(item[0] == "rel" and item[1][0] in _ORDERS for item in other[1:]):
+            raise Undecidable("two inequalities, and no word whether both or one of them")
         return other[0] != "list" and _same_set(gold, answer)
     if {gold[0], answer[0]} == {"tuple", "set"}:
         return False

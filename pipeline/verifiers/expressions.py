@@ -233,7 +233,7 @@ class Reader:
             part = ("div", top, bottom)
             if bottom[0] == "num" and self.is_proper(whole, part):
                 return ("add", whole, part)
-        raise Unreadable("two numbers side by side")
+        raise Refused("two numbers side by side")
 
     def signed_factor(self) -> Tree:
         negative = self.signs()

@@ -54,6 +54,7 @@ _INVISIBLE = re.compile(
     r"|\\(?:left|right|[bB]igg?[lrm]?|middle|displaystyle|textstyle|limits|nolimits|thinspace|mathstrut|allowbreak)(?![A-Za-z])\.?"
     r"|\\(?:hspace|vspace|phantom)\*?\{[^{}]*\}|\\(?:begin|end)\{(?:align|equation|gather|split)(?:ed)?\*?\}"
 )
+_BLANK_IN_NUMBER = re.compile(r"(?<=\d)\s+(?=\d)")
 _DOUBLE_BACKSLASH = re.compile(r"\\\\(?=[A-Za-z{}])")
 GLUED_CONJUNCTION = re.compile(r"(?<=[\d)\]}])(and|or)(?=[A-Z(\\\d-])")
 
@@ -117,11 +118,11 @@ def plain_words(text: str) -> str:
 
 
 def compact(text: str) -> str:
-    """Return a text without markup and blanks, letter case kept: equal compact texts are the same answer."""
+    """Return a text without markup and blanks (but between digits), letter case kept: equal ones are the same answer."""
     text = _TEXT.sub(r"\1", normalized(text))
     for name, other in (("\\dfrac", "\\frac"), ("\\tfrac", "\\frac"), ("\\cfrac", "\\frac")):
         text = text.replace(name, other)
-    return "".join(text.split())
+    return "".join(_BLANK_IN_NUMBER.sub("␣", text).split())
 
 
 def tokens_of(text: str) -> list[Token]:

@@ -35,6 +35,7 @@ _TRAILING_UNIT = re.compile(
 _LEADING_CURRENCY = re.compile(r"(?P<unit>[€£¥])\s*(?P<value>[\d.,]+)")
 _DECIMAL_COMMA = re.compile(r"([-+]?\d+),(\d{2,})")
 _SPACED_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?")
+_CLOCK = re.compile(r"\d{1,2}(?::\d{2}){1,2} ?[ap]\.?m\.?")
 _PROSE_WORDS = 3
 
 
@@ -117,6 +118,8 @@ def readings(text: str) -> tuple[Tree, ...]:
         Unreadable: there is none.
     """
     plain = normalized(text)
+    if _CLOCK.fullmatch(words := plain_words(text)):
+        return (("text", words.replace(".", "")),)
     if _SPACED_THOUSANDS.fullmatch(plain):
         return (read(plain.replace(" ", "")),)
     if comma := _DECIMAL_COMMA.fullmatch(plain):

@@ -128,7 +128,7 @@ def _is_letter_in_prose(gold: str, pred: str, answer: str | None) -> bool:
         return True
     if answer == pred.strip() and not answer.isascii():
         return True
-    return letter_of(answer) is None and " " in pred.strip() and not re.search(r"[\\$=*^]", pred)
+    return letter_of(answer) is None and " " in answer and not re.search(r"[\\$=*^]", answer)
 
 
 def _text(value: Any) -> str:

@@ -14,6 +14,7 @@ _ANSWER_DIGITS = 10
 _GOLD_DIGITS = 4
 _GREY_DIGITS = 3
 _INEXACT_TOLERANCE = 1e-12
+_FLOAT_NOISE = 2.0**-51  # 7/3 in double precision prints as 2.3333333333333335
 _MARKS = {"pct": "%", "deg": "degree"}
 
 
@@ -65,7 +66,7 @@ def same_number(gold: Tree, answer: Tree) -> bool:
     if gold_decimal is not None and gap <= _INEXACT_TOLERANCE * abs(float(gold_decimal[0])):
         return True
     if gold_decimal is None and decimal is not None and decimal[2] >= _ANSWER_DIGITS:
-        return not _ends(gold) and gap <= 10.0 ** -decimal[1]
+        return not _ends(gold) and gap <= max(10.0 ** -decimal[1], _FLOAT_NOISE * abs(float(decimal[0])))
     halves = [(0.5 * 10.0 ** -lone[1], lone[2]) for lone in (gold_decimal, decimal) if lone is not None]
     half, digits = max(halves)
     if gap > half * (1 + 1e-12) or digits < _GREY_DIGITS:

@@ -88,6 +88,13 @@ def questions(task: str, options: dict[str, int], *, size: int, seed: int) -> li
     return [entry["question"].strip() for entry in reasoning_gym.create_dataset(task, size=size, seed=seed, **options)]
 
 
+def short_item(draw: random.Random) -> str:
+    """An item of three to seven words, as arithmetic benchmarks have them."""
+    a, b, c = (draw.randint(2, 999) for _ in range(3))
+    forms = (f"What is {a} * {b}?", f"Compute {a} + {b} - {c}.", f"Is {a} prime?", f"Find the square root of {a * a}.", f"Solve {a}x = {b}.")
+    return draw.choice(forms)
+
+
 def one_word_changed(item: str, draw: random.Random) -> str:
     words = [m for m in re.finditer(r"[A-Za-z]{3,}", item)]
     word = draw.choice(words)
@@ -120,7 +127,8 @@ def main() -> None:
     for task, options in TASKS:
         items += questions(task, options, size=arguments.items, seed=1)
         fresh += questions(task, options, size=arguments.items, seed=10**6)
-    items = list(dict.fromkeys(items))
+    items = list(dict.fromkeys(items + [short_item(draw) for _ in range(4 * arguments.items)]))
+    fresh += [short_item(draw) for _ in range(arguments.items)]
     known = {to_words(item).words for item in items}
     planted = list(cases(items, draw))
     planted += [("fresh, of the same templates", text, text, False) for text in fresh if to_words(text).words not in known]

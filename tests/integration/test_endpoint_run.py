@@ -7,8 +7,7 @@ import json
 import pytest
 
 from stillhouse.jobs.sources import resolve_teacher
-from stillhouse.pipeline.records import Trace
-from stillhouse.pipeline.store import RunStore
+from stillhouse.pipeline.trace_store.store import TraceStore
 from stillhouse.teachers.local import TransformersGenerator
 from tests.chat_server import ChatServer, changed, status
 from tests.small_demo import SMALL_DEMO, command
@@ -33,6 +32,7 @@ def generate(server, out) -> list[str]:
         "max_concurrent": IN_FLIGHT,
         "samples_per_problem": 1,
         "sampling": {"temperature": 0.6, "top_p": 0.95, "max_new_tokens": 160},
+        "opens_think": False,
     }
     # The demo's other teacher settings belong to an in-process model.
     kept = [value for value in SMALL_DEMO if not value.startswith(("teacher.", "problems.train"))]
@@ -53,7 +53,7 @@ def test_a_refusal_in_the_middle_keeps_what_was_answered(server, stillhouse, tmp
     assert stopped.returncode == 4, stopped.stderr
     assert "402" in stopped.stderr
     assert "Traceback" not in stopped.stderr
-    answered = {trace.key for trace in RunStore(out).read("traces", Trace)}
+    answered = {trace.key for trace in TraceStore(out / "traces").traces()}
     assert len(answered) == NUM_ANSWERED
 
     before = len(server.requests)
@@ -61,12 +61,14 @@ def test_a_refusal_in_the_middle_keeps_what_was_answered(server, stillhouse, tmp
     done = stillhouse(*generate(server, out))
     assert done.returncode == 0, done.stderr
     assert len(server.requests) - before == NUM_TRACES - NUM_ANSWERED
-    traces = RunStore(out).read("traces", Trace)
+    traces = list(TraceStore(out / "traces").traces())
     assert len(traces) == len({trace.key for trace in traces}) == NUM_TRACES
     assert answered < {trace.key for trace in traces}
     assert any(trace.reasoning for trace in traces)
     counts = json.loads((out / "stages" / "traces.json").read_text())["counts"]
-    assert counts["num_lost_in_flight"] == counts["num_assigned"] - NUM_TRACES
+    assert counts["num_answered"] == counts["num_traces"] == NUM_TRACES
+    assert counts["num_calls"] == NUM_TRACES + counts["num_failed"]
+    assert counts["num_lost"] == 0
     for path in out.rglob("*"):
         if path.is_file():
             assert b"canary-0b5f" not in path.read_bytes(), path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import time
 from collections.abc import Callable
@@ -14,13 +13,22 @@ import pytest
 from stillhouse.pipeline.records import Trace
 from stillhouse.pipeline.report import read_report
 from stillhouse.pipeline.store import RunStore
+from stillhouse.pipeline.trace_store.live import look_into_spool
+from stillhouse.pipeline.trace_store.store import TraceStore
 from tests.small_demo import small_demo
 
 NUM_PLANNED, BATCH, NUM_ACTORS = 96, 16, 2
 
+
+def num_answers(run: Path) -> int:
+    """Traces on disk, sealed or not, of a run that may be writing more."""
+    spool = look_into_spool(run / "traces" / "spool")
+    return spool.totals.num_answered if spool else 0
+
+
 POINTS: dict[str, Callable[[Path], bool]] = {
-    "first traces": lambda run: len(list(run.glob("traces/part-*"))) >= 1,
-    "more traces": lambda run: len(list(run.glob("traces/part-*"))) >= 4,
+    "first traces": lambda run: num_answers(run) >= BATCH,
+    "more traces": lambda run: num_answers(run) >= 4 * BATCH,
     "filtered": lambda run: (run / "stages" / "filter.json").exists(),
     "training": lambda run: bool(list(run.glob("train/*/checkpoints/checkpoint-*"))),
     "evaluating": lambda run: (run / "stages" / "quantize.json").exists(),
@@ -60,13 +68,15 @@ def test_a_run_killed_five_times_finishes_and_pays_for_no_committed_trace_twice(
         small_demo(run), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500, check=False
     )
     assert done.returncode == 0, done.stderr
-    store = RunStore(run)
-    keys = [trace.key for trace in store.read("traces", Trace)]
-    assert len(keys) == len(set(keys)) == NUM_PLANNED
-    begun = [key for path in (run / "traces" / "ledger").glob("*.json") for key in json.loads(path.read_text())["keys"]]
+    store = TraceStore(run / "traces")
+    keys = [trace.key for trace in store.traces()]
+    assert len(keys) == len(set(keys)) == store.num_rows == NUM_PLANNED
+    totals = store.totals()
     # Two of the kills fell into the traces stage; each can have cost a batch an actor.
-    assert NUM_PLANNED <= len(begun) <= NUM_PLANNED + 2 * NUM_ACTORS * BATCH
+    assert NUM_PLANNED <= totals.num_calls <= NUM_PLANNED + 2 * NUM_ACTORS * BATCH
+    assert totals.num_answered == NUM_PLANNED
     results = read_report(run / "report.json").results
-    assert results.num_generated == len(begun)
-    assert results.num_lost_in_flight == len(begun) - NUM_PLANNED
+    assert results.num_generated == totals.num_calls
+    assert results.num_lost_in_flight == totals.num_lost == totals.num_calls - NUM_PLANNED
+    assert results.cost.num_kept == len(RunStore(run).read("kept", Trace))
     assert [point.step for point in results.loss] == list(range(1, 13))

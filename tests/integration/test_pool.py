@@ -32,18 +32,31 @@ def ray(tmp_path_factory):
 
 @pytest.fixture
 def spec():
-    return GeneratorSpec("transformers", resolve_teacher("tiny"), dtype="float32", batch_size=4)
+    return GeneratorSpec(resolve_teacher("tiny"), dtype="float32", batch_size=4)
 
 
-def run(pool, prompts, before=None):
-    batches = chunks(list(enumerate(prompts)), 4)
+def run(pool, prompts, before=lambda batch: None, **options):
+    """Completions in the prompts' order; ``before`` is called when a batch is handed out, also for the second time."""
+    batches = iter(chunks(list(enumerate(prompts)), 4))
     found = {}
+
+    def next_batch():
+        batch = next(batches, ())
+        if batch:
+            before(batch)
+        return batch
+
+    def begin_again(batch):
+        before(batch)
+        return True
+
     arriving = pool.map(
-        batches,
+        next_batch,
         prompts=lambda batch: [text for _, text in batch],
         seeds=lambda batch: [number for number, _ in batch],
         sampling=SAMPLING,
-        before=before,
+        begin_again=begin_again,
+        **options,
     )
     for batch, completions, seconds in arriving:
         assert seconds > 0
@@ -102,11 +115,11 @@ def test_a_worker_that_always_dies_ends_the_run_in_words(ray, spec):
     """After some attempts the user is told what to lower."""
 
     with GeneratorPool(ray, spec, num_actors=1) as pool, pytest.raises(ClusterError, match="batch_size"):
-        run(pool, prompts(2), before=lambda batch: kill_workers())
+        run(pool, prompts(2), before=lambda batch: kill_workers(), attempts=2)
 
 
 def test_a_model_that_is_not_there_is_the_teachers_error(ray):
     """What the actor raised while loading comes back as its own sentence."""
-    missing = GeneratorSpec("transformers", "./no/such/model")
+    missing = GeneratorSpec("./no/such/model")
     with pytest.raises(TeacherError, match="no/such/model"), GeneratorPool(ray, missing, num_actors=1):
         pass

@@ -11,14 +11,23 @@ import torch
 from safetensors.torch import load_file
 
 from stillhouse.jobs.generators import build_generator
-from stillhouse.jobs.recipe import Recipe, VllmTeacher, load_recipe, shipped_recipes
+from stillhouse.jobs.progress import LineReporter
+from stillhouse.jobs.recipe import Recipe, load_recipe, shipped_recipes
+from stillhouse.jobs.recipe_teacher import EngineTeacher
 from stillhouse.jobs.remote import base_arguments, make_examples
+from stillhouse.jobs.run_state import RunState
+from stillhouse.jobs.serve_llm import serving
+from stillhouse.jobs.servers import engine_spec, ray_serve_arguments
 from stillhouse.jobs.sources import load_problems, resolve_teacher, teacher_sampling, teacher_spec
+from stillhouse.jobs.trace_plan import FixedPlan
+from stillhouse.jobs.traces import TeacherRequests, ask_teacher, open_writer
 from stillhouse.jobs.training import num_steps_of, train_worker
 from stillhouse.kernels.linear import Linear4bit
-from stillhouse.pipeline.errors import TeacherError
+from stillhouse.pipeline.errors import ClusterError
 from stillhouse.pipeline.records import Completion, Example, Problem, Trace
 from stillhouse.pipeline.store import RunStore
+from stillhouse.pipeline.trace_store.budget import Budget
+from stillhouse.pipeline.trace_store.store import TraceStore
 from stillhouse.students.base_models import load_base
 from stillhouse.teachers.local import TransformersGenerator
 from stillhouse.teachers.tracing import make_trace, render_for_teacher, trace_requests
@@ -159,7 +168,7 @@ def one_thread():
 def test_every_shipped_recipe_is_in_these_tests():
     """If it failed, a recipe would be shipped whose models nobody ever loaded."""
     assert set(shipped_recipes()) - {"demo"} == set(STUDENTS)
-    engines = {name for name in STUDENTS if isinstance(load_recipe(name).teacher, VllmTeacher)}
+    engines = {name for name in STUDENTS if isinstance(load_recipe(name).teacher, EngineTeacher)}
     assert engines == set(ENGINE_TEACHERS)
 
 
@@ -275,14 +284,20 @@ def test_deepseek_r1_is_asked_over_its_endpoint(tmp_path, monkeypatch):
     model = TransformersGenerator(_model_folder(tmp_path / "model", "Qwen2", "r1_distill", False), dtype="float32")
     with ChatServer(model, shape="reasoning") as server:
         recipe = load_recipe(name, [f"teacher.base_url={server.base_url}", *SMALL])
-        generator = build_generator(teacher_spec(recipe))
-        traces = _traces(recipe, generator, "DeepSeek-R1")
+        with RunState(recipe, RunStore(tmp_path / "run"), LineReporter(quiet=True)) as run:
+            requests = TeacherRequests(run, [PROBLEM], samples=recipe.teacher.samples_per_problem, seed=recipe.seed)
+            with open_writer(run, tmp_path / "traces", tmp_path / "spool", Budget()) as writer:
+                asked, _ = ask_teacher(run, FixedPlan(requests, ()), writer, lambda _: None)
         bodies = [request.body for request in server.requests]
         assert {request.authorization for request in server.requests} == {"Bearer sk-of-the-test"}
+    assert asked.reached is None
+    assert not asked.refused
     assert len(bodies) == recipe.teacher.samples_per_problem
     for body in bodies:
         assert body["messages"] == [{"role": "user", "content": f"{PROBLEM.prompt}\n\n{recipe.teacher.prompt_suffix}"}]
         assert (body["model"], body["temperature"], body["top_p"]) == ("deepseek-ai/DeepSeek-R1", 0.6, 0.95)
+    traces = list(TraceStore(tmp_path / "traces").traces())
+    assert len(traces) == len(bodies)
     # The server splits what the model wrote; both halves come back as reasoning and answer of a closed think block.
     assert all(trace.reasoning and trace.answer_text for trace in traces)
 
@@ -334,7 +349,9 @@ def test_an_engine_teacher_of_that_architecture_answers_in_process(name, tmp_pat
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed: its absence cannot be shown")
 @pytest.mark.parametrize("name", ENGINE_TEACHERS)
 def test_without_vllm_its_recipes_say_what_to_install(name):
-    """If it failed, a run on a worker without vLLM would end in an ImportError that names no remedy."""
-    with pytest.raises(TeacherError, match=r"needs vLLM.*pip install -e '\.\[vllm\]'") as caught:
-        build_generator(teacher_spec(load_recipe(name)))
+    """If it failed, a run on a cluster without vLLM would end in an ImportError that names no remedy."""
+    teacher = load_recipe(name).teacher
+    needs_vllm = pytest.raises(ClusterError, match=r"pip install -e '\.\[vllm\]'")
+    with needs_vllm as caught, serving(None, ray_serve_arguments(teacher), engine_spec(teacher)):
+        pass
     assert caught.value.exit_code == 4

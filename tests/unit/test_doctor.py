@@ -1,6 +1,7 @@
 """The doctor says what is true of this machine, and tells a missing thing from a working one."""
 
 import importlib.metadata
+import importlib.util
 import platform
 import re
 import shutil
@@ -27,7 +28,7 @@ def test_every_topic_is_looked_at(findings):
         "kernels",
         "compiler",
         "ray",
-        "vllm",
+        "engines",
         "versions",
         "sandbox",
         "memory",
@@ -88,19 +89,16 @@ def test_ray_address_is_said_to_be_ignored(monkeypatch):
     assert "RAY_ADDRESS=10.0.0.1:6379 is set, and a run ignores it" in message
 
 
-def test_vllm_is_looked_for(monkeypatch):
-    """A user with a vLLM teacher would learn only on the GPU nodes that it is not installed."""
-
-    def version(name):
-        if installed and name == "vllm":
-            return "9.8.7"
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", version)
-    installed = True
-    assert (doctor._vllm().ok, doctor._vllm().message) == (True, "9.8.7")
-    installed = False
-    assert (doctor._vllm().ok, doctor._vllm().message) == (False, "not installed; only teacher.kind=vllm needs it")
+def test_engines_are_looked_for(monkeypatch):
+    """A user with a vLLM teacher would learn only on the GPU nodes that it is not installed, or not how to install it."""
+    installed = {"vllm", "fastapi"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name in installed else None)
+    found = doctor._engines()
+    assert found.ok
+    assert "here for teacher.kind: vllm, transformers_serve; not installed: sglang (" in found.message
+    assert "pip install -e '.[llama-cpp]'" in found.message
+    installed.clear()
+    assert not doctor._engines().ok
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from stillhouse.jobs.stages import (
     filter_stage,
     problems_stage,
     quantize_stage,
-    traces_stage,
     train_stage,
 )
+from stillhouse.jobs.traces import traces_stage
 from stillhouse.pipeline.store import RunStore, StageManifest, fingerprint
 
 WALK = (problems_stage, traces_stage, filter_stage, examples_stage, train_stage, quantize_stage, evaluate_stages)
@@ -37,8 +37,9 @@ def fingerprints(folder, *overrides):
         return {name: manifest.fingerprint for name, manifest in run.manifests.items()}
 
 
-ENDPOINT = "teacher={{kind: endpoint, base_url: 'http://{host}/v1', model: m, samples_per_problem: 2}}"
-VLLM = "teacher={{kind: vllm, model: m, samples_per_problem: 2, max_model_len: {length}, revision: {revision}}}"
+ENDPOINT = "teacher={{kind: endpoint, base_url: 'http://{host}/v1', model: Qwen/QwQ-32B, samples_per_problem: 2}}"
+ADAPTIVE = "teacher={{kind: endpoint, base_url: 'http://a/v1', model: Qwen/QwQ-32B, adaptive: {{verified: {verified}}}}}"
+VLLM = "teacher={{kind: vllm, model: Qwen/QwQ-32B, replicas: 2, max_model_len: {length}, revision: {revision}}}"
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,9 @@ VLLM = "teacher={{kind: vllm, model: m, samples_per_problem: 2, max_model_len: {
         ("traces", "teacher.sampling.temperature=0.6", "teacher.sampling.temperature=0.7"),
         ("traces", "teacher.sampling.top_p=0.95", "teacher.sampling.top_p=0.9"),
         ("traces", "teacher.sampling.max_new_tokens=192", "teacher.sampling.max_new_tokens=100"),
+        ("traces", "teacher.sampling.top_k=0", "teacher.sampling.top_k=20"),
+        ("traces", "teacher.budget.max_tokens=null", "teacher.budget.max_tokens=1000"),
+        ("traces", ADAPTIVE.format(verified=1), ADAPTIVE.format(verified=2)),
         ("traces", "teacher.dtype=float32", "teacher.dtype=bfloat16"),
         ("traces", "teacher.prompt_suffix=''", "teacher.prompt_suffix=x"),
         ("traces", "teacher.system_prompt=null", "teacher.system_prompt=x"),

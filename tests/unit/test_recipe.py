@@ -16,7 +16,8 @@ name: mine
 problems:
   train: [{source: file, path: data/train.jsonl}]
   test: [{source: reasoning_gym, task: chain_sum, size: 5, seed: 2}]
-teacher: {kind: transformers, model: ./teacher}
+teacher:
+  {kind: transformers, model: ./teacher, sampling: {temperature: 0.6, top_p: 0.95, max_new_tokens: 2048}, opens_think: true}
 student: {base_model: tiny}
 train: {learning_rate: 1e-4, num_steps: 10}
 """
@@ -59,6 +60,65 @@ def test_known_teachers_are_sampled_as_published(name):
     assert teacher.system_prompt is None
     assert teacher.opens_think
     assert teacher.prompt_suffix == r"Please reason step by step, and put your final answer within \boxed{}."
+
+
+def test_a_known_teacher_brings_its_published_settings(minimal):
+    """QwQ sampled by anybody's defaults loops; and what the recipe says would not stand before what is published."""
+    recipe = load_recipe(minimal, ["teacher={kind: vllm, model: Qwen/QwQ-32B, sampling: {max_new_tokens: 9000}}"])
+    sampling = recipe.teacher.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_new_tokens) == (0.6, 0.95, 40, 9000)
+    assert recipe.teacher.opens_think
+    local = load_recipe(minimal, ["teacher={kind: transformers, model: ./tuned, like: Qwen/Qwen3-8B, prompt_suffix: ''}"])
+    assert (local.teacher.sampling.top_k, local.teacher.prompt_suffix, local.teacher.opens_think) == (20, "", False)
+    assert "no known teacher" in refusal(minimal, "teacher={kind: transformers, model: m, like: acme/none}")
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [("acme/thinker", "not among the known ones, whose"), ("deepseek-reasoner", "has served R1, R1-0528")],
+)
+def test_an_unknown_teacher_needs_its_settings_said(minimal, model, expected):
+    """A guess at a teacher's sampling would be paid for by the token."""
+    sentence = refusal(minimal, f"teacher={{kind: endpoint, base_url: 'https://a.example/v1', model: {model}}}")
+    for key in (
+        "teacher.sampling.temperature",
+        "teacher.sampling.top_p",
+        "teacher.sampling.max_new_tokens",
+        "teacher.opens_think",
+    ):
+        assert key in sentence
+    assert expected in sentence
+
+
+@pytest.mark.parametrize(
+    ("teacher", "expected"),
+    [
+        (
+            "kind: vllm, model: Qwen/QwQ-32B, engine_python: /x/python, pipeline_parallel: 2",
+            "needs kind=vllm with through=ray_serve",
+        ),
+        ("kind: sglang, model: Qwen/QwQ-32B, through: ray_serve", "has through=ray_serve"),
+        ("kind: vllm, model: Qwen/QwQ-32B, budget: {max_dollars: 5}", "use max_hours"),
+        ("kind: endpoint, base_url: 'http://a', model: Qwen/QwQ-32B, budget: {max_dollars: 5}", "and no price"),
+        (
+            "kind: vllm, model: Qwen/QwQ-32B, samples_per_problem: 2, adaptive: {verified: 1}",
+            "adaptive and samples_per_problem",
+        ),
+        ("kind: vllm, model: Qwen/QwQ-32B, adaptive: {verified: 9, max_samples: 8}", "asks for 9 verified traces"),
+        ("kind: replay, layout: open_r1", "needs exactly one of path and name"),
+        ("kind: replay, layout: open_r1, path: x.parquet", "problems.train has to be empty"),
+    ],
+)
+def test_a_teachers_settings_that_contradict_each_other_are_refused(minimal, teacher, expected):
+    """A cluster would be paid for before the run finds out that its teacher cannot be started or capped like that."""
+    assert expected in refusal(minimal, f"teacher={{{teacher}}}")
+
+
+def test_actors_that_contradict_an_engines_replicas_are_refused(minimal):
+    """The recipe would say four GPUs in one place and two in another, and one of them would be ignored."""
+    qwq = "teacher={kind: vllm, model: Qwen/QwQ-32B, tensor_parallel: 2, replicas: 2}"
+    assert "cluster.gpus_per_teacher_actor=1 contradicts" in refusal(minimal, qwq, "cluster.gpus_per_teacher_actor=1")
+    assert load_recipe(minimal, [qwq, "cluster.gpus_per_teacher_actor=2"]).teacher.num_gpus == 2
 
 
 @pytest.mark.parametrize(
@@ -153,11 +213,13 @@ def test_unknown_keys_name_the_path_and_the_nearest_key(minimal, override, expec
         ("student.base_weights=int8", "student.base_weights: expected 'int4', 'nf4', 'bitsandbytes' or 'bf16', got 'int8'"),
         ("student.lora.target_modules=3", "student.lora.target_modules: expected 'all-linear' or a list, got 3"),
         ("student.lora.target_modules=[3]", "expected 'all-linear' or a list of text, got a list of 1"),
-        ("problems.train=[]", "problems.train: expected a list with at least one item, got a list of 0"),
         ("problems.train.0=7", "problems.train.0: expected keys and values, got 7"),
         ("problems.test.0.options=3", "problems.test.0.options: expected keys and values, got 3"),
         ("problems.test.0.source=web", "problems.test.0.source: expected one of 'reasoning_gym', 'file', 'dataset', got 'web'"),
-        ("teacher.kind=oracle", "teacher.kind: expected one of 'transformers', 'vllm', 'endpoint', got 'oracle'"),
+        (
+            "teacher.kind=oracle",
+            "teacher.kind: expected one of 'transformers', 'vllm', 'sglang', 'transformers_serve', 'llama_cpp', 'endpoint',",
+        ),
         ("filters=", "filters: expected keys and values, got nothing"),
         ("name=my run", "name: expected letters, digits, dots and dashes, got 'my run'"),
     ],
@@ -174,6 +236,7 @@ def test_wrong_values_name_path_expectation_and_value(minimal, override, expecte
         ("train.num_steps=null", "train needs exactly one of num_steps and epochs; got neither"),
         ("select.per_problem=2", "select.per_problem=2 asks for more than teacher.samples_per_problem=1 draws"),
         ("filters={min_tokens: 9, max_tokens: 8}", "filters keeps nothing: max_tokens=8 is below min_tokens=9"),
+        ("problems.train=[]", "problems.train: expected a list with at least one item, got a list of 0"),
         ("train.tokens_per_step=100", "max_length=32768 does not fit tokens_per_step=100"),
         (
             "problems.train=[{source: reasoning_gym, task: chain_sum, size: 9, seed: 2}]",
@@ -191,14 +254,21 @@ def test_missing_keys_are_named_together(tmp_path):
     path = tmp_path / "short.yaml"
     path.write_text("name: short\nproblems: {test: [{task: x}]}\nteacher: {kind: endpoint, model: m}\ntrain: {}\n")
     sentence = refusal(path)
-    for key in ("problems.train", "problems.test.0.source", "teacher.base_url", "student", "train.learning_rate"):
+    for key in (
+        "teacher.sampling.temperature",
+        "teacher.opens_think",
+        "problems.test.0.source",
+        "teacher.base_url",
+        "student",
+        "train.learning_rate",
+    ):
         assert key in sentence
 
 
 def test_duplicate_keys_are_refused_with_their_lines(minimal):
     """YAML would silently take the last of two settings."""
     minimal.write_text(MINIMAL + "  num_steps: 3\n".lstrip() + "name: other\n")
-    assert "the key 'name' stands twice, in lines 2 and 10" in refusal(minimal)
+    assert "the key 'name' stands twice, in lines 2 and 11" in refusal(minimal)
 
 
 @pytest.mark.parametrize(
@@ -248,8 +318,8 @@ def test_overrides_that_lead_nowhere_are_refused(minimal, override, expected):
 @pytest.mark.parametrize(
     "secret",
     [
-        "teacher={kind: endpoint, base_url: 'https://a.example/v1', model: m, api_key_env: sk-verysecret}",
-        "teacher={kind: endpoint, base_url: 'https://me:sk-verysecret@a.example/v1', model: m}",
+        "teacher={kind: endpoint, base_url: 'https://a.example/v1', model: Qwen/QwQ-32B, api_key_env: sk-verysecret}",
+        "teacher={kind: endpoint, base_url: 'https://me:sk-verysecret@a.example/v1', model: Qwen/QwQ-32B}",
     ],
 )
 def test_secrets_are_refused_and_not_repeated(minimal, secret):

@@ -43,7 +43,7 @@ def test_shards_are_read_by_plain_pyarrow(tmp_path):
     path = store.add_shard("traces", Trace, [TRACE])
     table = pq.read_table(path)
     assert table.column("completion").to_pylist() == [TRACE.completion]
-    assert table.schema.metadata[b"stillhouse.schema_version"] == b"1"
+    assert table.schema.metadata[b"stillhouse.schema_version"] == b"2"
 
 
 def test_the_same_rows_make_one_shard(tmp_path):

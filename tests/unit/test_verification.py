@@ -148,6 +148,11 @@ def test_numbers_are_read_exactly_or_not_at_all(text, number):
         ("5", r"\begin{pmatrix} ) \end{pmatrix}", "wrong"),  # once went round in circles
         ("2", r"2 \approx 3", "wrong"),
         (r"25\%", r"\$25", "wrong"),
+        ("12", "1 2", "wrong"),
+        ("6:00 PM", "6:00 AM", "wrong"),
+        ("6:00 PM", r"6:00 \text{ p.m.}", "correct"),
+        (r"\frac{7}{3}", "2.3333333333333335", "correct"),
+        (r"\tan^{-1} 1", r"\frac{\pi}{4}", "correct"),
     ],
 )
 def test_math_verdicts(gold, answer, outcome):

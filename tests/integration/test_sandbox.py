@@ -1,0 +1,305 @@
+"""The sandbox on this machine: what it gives, what gets out (nothing), and that nothing runs where it is not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from stillhouse.pipeline.sandbox import seccomp
+from stillhouse.pipeline.sandbox.probe import probe
+from stillhouse.pipeline.sandbox.process import SandboxProcess
+from stillhouse.pipeline.sandbox.records import Limits, SandboxUnavailable
+from stillhouse.pipeline.sandbox.run import run_by_route, run_sandboxed
+from stillhouse.pipeline.sandbox.service import SandboxService
+from tests import as_nobody
+from tests.harness import attack_table, sandbox_attacks
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def report():
+    """What the probe finds here; the test is skipped by name where the kernel refuses what the strict tier needs."""
+    found = probe()
+    if found.tier != "strict":
+        pytest.skip(f"no strict sandbox on this machine: {found.missing}")
+    return found
+
+
+def as_user_or_skip():
+    if why := as_nobody.why_not():
+        pytest.skip(why)
+
+
+def test_a_program_gets_its_files_and_input_and_returns_what_it_wrote(report):
+    """Nothing could be verified: the program would see other files or input, or its output would be cut."""
+    files = {"main.py": "import sys, helper\nprint(helper.f(sys.stdin.read()))\nsys.exit(3)", "helper.py": "f = str.upper"}
+    result = run_sandboxed(files, ("main.py",), "a\u00e9" * 100_000)
+    assert (result.stdout.decode(), result.stderr, result.exit_status) == ("A\u00c9" * 100_000 + "\n", b"", 3)
+    assert not result.timed_out
+    assert result.killed_for == ""
+
+
+def test_the_standard_library_works_inside(report):
+    """Honest programs would fail in the sandbox, and with them correct traces."""
+    program = """
+import asyncio, bisect, collections, concurrent.futures, ctypes, decimal, fractions, hashlib, heapq, itertools, json, math
+import multiprocessing, random, re, sqlite3, statistics, string, subprocess, sys, tempfile, threading, zlib
+async def later(): await asyncio.sleep(0.01); return 1
+with concurrent.futures.ThreadPoolExecutor(4) as pool, tempfile.TemporaryFile() as file:
+    threads = sum(pool.map(int, "1234"))
+with multiprocessing.Pool(2) as pool:
+    processes = sum(pool.map(int, "1234"))
+rows = sqlite3.connect(":memory:").execute("select 3").fetchall()
+child = subprocess.run([sys.executable, "-c", "print(5)"], capture_output=True, text=True).stdout
+print(asyncio.run(later()), threads, processes, rows, child.strip(), len(hashlib.sha256(b"").hexdigest()))
+"""
+    result = run_sandboxed({"main.py": program}, ("main.py",))
+    assert result.stdout.decode() == "1 10 10 [(3,)] 5 64\n", result.stderr.decode()
+
+
+def test_a_file_that_leads_out_of_the_work_folder_is_refused(report):
+    """An entry of a data set could write where the launcher may."""
+    for name in ("/etc/x", "../x", "a/../../x", "."):
+        with pytest.raises(ValueError, match="inside its work folder"):
+            run_sandboxed({name: ""}, ("-c", ""))
+
+
+def test_every_attack_is_refused(report):
+    """A model-written program could read the caller's files, reach the network, or take the machine down."""
+    outcomes = sandbox_attacks.run_all("strict", report.route)
+    assert len(outcomes) >= 150
+    assert [outcome for outcome in outcomes if outcome.leaked] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("user", ["me", "nobody"])
+@pytest.mark.parametrize("route", ["own", "bubblewrap"])
+def test_every_attack_and_cheat_is_refused_to_both_users_by_both_routes(report, route, user):
+    """The table above would hold for root only, or only with bubblewrap installed."""
+    if route == "bubblewrap" and shutil.which("bwrap") is None:
+        pytest.skip("bubblewrap is not installed")
+    if user == "nobody":
+        as_user_or_skip()
+    command = [sys.executable, "-m", "tests.harness.sandbox_attacks", "--route", route, "--user", user]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert re.search(r"[12]\d\d attacks, 0 leaks; \d\d scoring cheats, 0 false passes", answer.stdout)
+
+
+@pytest.mark.slow
+def test_the_table_sees_leaks_where_there_is_no_sandbox():
+    """The table would pass whatever the sandbox lets through."""
+    as_user_or_skip()
+    code = (
+        "from tests.harness import sandbox_attacks as a\n"
+        "a.programs = lambda: []\n"
+        "found = a.run_all('unsafe-limits', None)\n"
+        "print(*sorted({o.kind for o in found if o.leaked}), sum(o.leaked for o in found))"
+    )
+    answer = as_nobody.run(["-c", code], timeout_s=120)
+    kinds = answer.stdout.split()
+    assert set(kinds[:-1]) >= {"environment", "files", "kernel", "network", "processes"}, answer.stderr
+    assert int(kinds[-1]) > 60
+
+
+def test_namespaces_hold_without_the_filter(report, monkeypatch):
+    """Only seccomp would stand between a program and the machine; the layers behind it would be untried."""
+    allow_all = seccomp.struct.pack("=HBBI", seccomp._RETURN, 0, 0, seccomp._ALLOW)
+    monkeypatch.setattr("stillhouse.pipeline.sandbox.process.seccomp_filter", lambda machine: allow_all)
+    monkeypatch.setattr("stillhouse.pipeline.sandbox.process.landlock_version", lambda: 0)
+    monkeypatch.setattr(sandbox_attacks, "CALLS", {})
+    monkeypatch.setattr(sandbox_attacks, "programs", lambda: [])
+    kernel_only = {"talk to the kernel over netlink", "use the kernel's crypto sockets", "listen", "see a network interface"}
+    kernel_only |= {"send UDP", "reach the hypervisor (vsock)"}  # sockets that lead nowhere
+    leaked = {o.name for o in sandbox_attacks.run_all("strict", report.route) if o.leaked}
+    assert leaked <= kernel_only | {"run a binary it wrote", "run a library as a program", "run from shared memory"}
+
+
+def test_landlock_holds_without_namespaces():
+    """The tier below strict would be no tier at all."""
+    found = probe(routes=())
+    if found.tier != "unsafe-confined":
+        pytest.skip(f"unsafe-confined is not there: {found.missing}")
+    refused = {check.name: check.refused for check in found.checks}
+    assert refused["read another user's file"]
+    assert refused["connect over TCP"]
+    assert refused["write outside the work folder"]
+
+
+def test_nothing_runs_where_namespaces_are_forbidden(tmp_path):
+    """A sandbox that is not there would be noticed only after a program had done its work."""
+    if shutil.which("unshare") is None:
+        pytest.skip("unshare of util-linux not installed")
+    witness = tmp_path / "witness"
+    code = (
+        "from stillhouse.pipeline.verifiers.code import verify_program\n"
+        f"program = 'open({str(witness)!r}, \"w\").write(\"ran\")'\n"
+        "print(verify_program({'tests': [{'stdin': '', 'stdout': ''}]}, program))"
+    )
+    forbid = "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$@\""
+    command = ["unshare", "--user", "--map-root-user", "sh", "-c", forbid, "sh", sys.executable, "-c", code]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    answer = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if "unshare" in answer.stderr.partition("\n")[0] and answer.returncode == 1 and "Traceback" not in answer.stderr:
+        pytest.skip(f"no user namespace to forbid them in: {answer.stderr.strip()}")
+    assert "SandboxUnavailable: programs that a model wrote are not run here" in answer.stderr
+    assert "max_user_namespaces" in answer.stderr
+    assert answer.stdout == ""
+    assert not witness.exists()
+
+
+def test_an_unsafe_tier_is_announced(report, caplog):
+    """Somebody would run hostile programs unprotected without a line in the log."""
+    from stillhouse.pipeline.sandbox import probe as probe_module
+
+    probe_module._warn_once.cache_clear()
+    with caplog.at_level("WARNING"):
+        assert probe_module.require("unsafe-limits") is None
+    assert "not shut off" in caplog.text
+
+
+def test_many_threads_run_programs_at_once(report):
+    """A pool of verifiers would mix up outputs or leave processes behind."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with ThreadPoolExecutor(8) as threads:
+        results = list(threads.map(lambda n: run_sandboxed({}, ("-c", f"print({n} ** 2)")), range(24)))
+    assert [int(result.stdout) for result in results] == [n**2 for n in range(24)]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_the_sandbox_dies_with_its_caller(report):
+    """A killed run would leave model-written programs running."""
+    mark = "stillhouse-orphan-" + os.urandom(8).hex()
+    code = (
+        "from stillhouse.pipeline.sandbox.run import run_sandboxed\n"
+        f"run_sandboxed({{}}, ('-c', 'import time; time.sleep(600)', {mark!r}))"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    caller = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    try:
+        wait_for(lambda: sandbox_attacks.processes_with(mark) > 1)
+    finally:
+        caller.send_signal(signal.SIGKILL)
+        caller.wait()
+    wait_for(lambda: sandbox_attacks.processes_with(mark) == 0)
+
+
+def wait_for(condition, limit_s: float = 30.0):
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, "did not come about"
+        time.sleep(0.02)
+
+
+def test_a_failed_start_says_at_which_step(report, monkeypatch):
+    """The user would learn that the sandbox failed, and not why."""
+    from stillhouse.pipeline.sandbox import process as process_module
+
+    view = process_module.python_view()
+    missing = type(view)(view.executable, (*view.read_only, ("/no/such/library", "/no/such/library")), view.masked, view.devices)
+    monkeypatch.setattr(process_module, "python_view", lambda: missing)
+    with (
+        pytest.raises(SandboxUnavailable, match="show /no/such/library"),
+        SandboxProcess({}, ("-c", ""), limits=Limits(), tier="strict", route="own") as process,
+    ):
+        process.wait_until_started()
+
+
+def test_system_call_numbers_are_the_kernels():
+    """The filter would let through a call that it does not mean to, or refuse one that programs need."""
+    header = {"x86_64": "asm/unistd_64.h", "aarch64": "asm-generic/unistd.h"}[platform.machine()]
+    found = [path for path in (f"/usr/include/{platform.machine()}-linux-gnu/{header}", f"/usr/include/{header}") if Path(path).exists()]
+    if not found:
+        pytest.skip("the kernel's headers are not installed")
+    pairs = re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", Path(found[0]).read_text())
+    numbers = {name: int(number) for name, number in pairs}
+    listed = seccomp.allowed_syscalls(platform.machine())
+    assert {name: number for name, number in listed.items() if name in numbers} == {n: numbers[n] for n in listed if n in numbers}
+    assert len(set(listed) & set(numbers)) > 100
+    machine = platform.machine() == "aarch64"
+    denied = {row[machine] for name, row in attack_table.CALLS.items() if "clone" not in name and "(" not in name}
+    assert not denied & set(listed.values())
+
+
+class RunCode(BaseHTTPRequestHandler):
+    """A service that answers SandboxFusion's /run_code with our own sandbox behind it."""
+
+    def do_POST(self):
+        order = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path != "/run_code" or order["language"] != "python":
+            self.send_error(422, "only python on /run_code")
+            return
+        limits = Limits(wall_s=order["run_timeout"])
+        result = run_sandboxed({"main.py": order["code"]}, ("main.py",), order["stdin"] or "", limits=limits)
+        ran = {
+            "status": "TimeLimitExceeded" if result.timed_out else "Finished",
+            "execution_time": result.seconds,
+            "return_code": None if result.timed_out else result.exit_status,
+            "stdout": result.stdout.decode(errors="replace"),
+            "stderr": result.stderr.decode(errors="replace"),
+        }
+        status = "Success" if result.exit_status == 0 else "Failed"
+        answer = {"status": status, "message": "", "compile_result": None, "run_result": ran, "files": {}}
+        if order["stdin"] == "break":
+            answer = {"status": "SandboxError", "message": "no worker is left", "run_result": None}
+        body = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        """Say nothing: the test reads its own output."""
+
+
+@pytest.fixture
+def service(report):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), RunCode)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield SandboxService(f"http://127.0.0.1:{server.server_port}")
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_service_runs_programs(service):
+    """A cluster whose sandbox is a service could not verify code."""
+    result = service.run_program("import sys\nprint(int(input()) + 1)\nsys.exit(4)", "41\n")
+    assert (result.stdout, result.exit_status, result.timed_out) == (b"42\n", 4, False)
+    assert service.run_program("while True: pass", limits=Limits(wall_s=0.5)).timed_out
+
+
+def test_a_service_that_fails_is_no_verdict(service):
+    """A broken service would make every program wrong."""
+    with pytest.raises(SandboxUnavailable, match="no worker is left"):
+        service.run_program("print(1)", "break")
+    with pytest.raises(SandboxUnavailable, match="answered 422"):
+        SandboxService(service.url + "/elsewhere").run_program("print(1)")
+    with pytest.raises(SandboxUnavailable, match="cannot be reached"):
+        SandboxService("http://127.0.0.1:9").run_program("print(1)")
+    with pytest.raises(SandboxUnavailable, match="http or https"):
+        SandboxService("file:///etc").run_program("print(1)")
+
+
+def test_the_probe_reports_what_it_tried(report):
+    """The plan could not tell the user what protects them."""
+    assert {check.name for check in report.checks} >= {"connect over TCP", "leave a process behind", "share out more memory than allowed"}
+    assert all(check.refused for check in report.checks)
+    assert any("namespaces" in layer for layer in report.layers)
+    assert run_by_route({}, ("-c", ""), "", limits=Limits(), tier=report.tier, route=report.route).exit_status == 0

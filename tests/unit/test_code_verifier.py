@@ -1,0 +1,252 @@
+"""The code verifier: what counts as a program, as the same output, as correct, wrong and undecided."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import datetime
+import decimal
+import fractions
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from stillhouse.pipeline.errors import RecipeError
+from stillhouse.pipeline.sandbox.crossing import CannotCross, decode, encode, overwrite
+from stillhouse.pipeline.sandbox.probe import probe
+from stillhouse.pipeline.sandbox.service import SandboxService
+from stillhouse.pipeline.verifiers.code import normalised, python_block, verify_code, verify_program
+from tests.harness.scoring_cheats import cheats, judge
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    found = probe()
+    if found.tier != "strict":
+        pytest.skip(f"no strict sandbox on this machine: {found.missing}")
+
+
+@pytest.mark.parametrize(
+    ("completion", "program"),
+    [
+        ("<think>x</think>\n```python\nprint(1)\n```", "print(1)\n"),
+        ("<think>x</think>\n```python\na\n```\nor better\n```python\nb\n```\nwhich prints\n```\n1\n```", "b\n"),
+        ("<think>\n```python\na\n```\n</think>\nI would say so.", None),
+        ("<think>\n```python\na\n```", None),
+        ("<think>x</think>\n```python\nnever closed", None),
+        ("<think>x</think>\n```\nno language\n```", None),
+        ("<think>x</think>\n```cpp\nint main;\n```", None),
+        ("<think>x</think>\n```Python3\r\na\r\n```\r\n", "a\r\n"),
+        ("<think>x</think>\n```python\ns = '```'\n```", "s = '```'\n"),
+        ("<think>x</think>\n```python\n\n```", None),
+        ("no think tags\n```py\na\n```", "a\n"),
+    ],
+)
+def test_the_last_python_block_after_the_think_block_is_the_program(completion, program):
+    """A draft inside the reasoning, or sample output, would be judged in place of the answer."""
+    assert python_block(completion) == program
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        (b"1\n2\n", b"1\n2", True),
+        (b"1 \t\r\n2  \n\n\n", b"1\n2", True),
+        (b"1\n\n2", b"1\n2", False),
+        (b" 1", b"1", False),
+        (b"1  2", b"1 2", False),
+        (b"\n1", b"1", False),
+        (b"1", b"1.0", False),
+        (b"yes", b"YES", False),
+        (b"", b"\n", True),
+        (b"1\x00", b"1", False),
+    ],
+)
+def test_only_white_space_at_the_ends_of_lines_is_forgiven(a, b, same):
+    """Right programs would fail on a blank at a line's end, or wrong ones pass on another layout."""
+    assert (normalised(a) == normalised(b)) is same
+
+
+@pytest.mark.parametrize("cheat", cheats(honest=True), ids=lambda cheat: cheat.name)
+def test_honest_programs_are_correct(sandbox, cheat):
+    """Correct traces would be thrown away."""
+    assert judge(cheat, timeout_s=30).outcome == "correct"
+
+
+def test_no_cheat_is_called_correct(sandbox):
+    """A student would be trained on programs that only fool the checker."""
+    rows = [cheat for cheat in cheats() if not any(word in cheat.name for word in ("hang", "never", "json"))]
+    assert len(rows) > 50
+    with ThreadPoolExecutor(2) as threads:
+        said = dict(zip([cheat.name for cheat in rows], threads.map(lambda cheat: judge(cheat, timeout_s=20), rows)))
+    assert {name: judgement for name, judgement in said.items() if judgement.outcome == "correct"} == {}
+    undecided = {name for name, judgement in said.items() if judgement.outcome == "undecided"}
+    assert undecided <= {"yes to every comparison", "issubset that says yes", "raise the tests' recursion"}
+
+
+@pytest.mark.parametrize(
+    ("program", "outcome", "reason"),
+    [
+        ("def f(n): return n * 2", "correct", "all tests pass, 3 answers"),
+        ("def f(n): return n + 2", "wrong", r"failed at line 3 of the tests: assert f\(3\) == 6"),
+        ("def g(n): return n * 2", "wrong", "the program defines no f"),
+        ("def f(n): return n * 2 / 0", "wrong", "the program raised ZeroDivisionError"),
+        ("def f(n) return n", "wrong", "the program raised SyntaxError"),
+        ("def f(n): return None", "wrong", "failed at line 2"),
+        ("import numpy\ndef f(n): return n * 2", "wrong", "ModuleNotFoundError: No module named 'numpy'"),
+        ("def f(n):\n    while True: pass", "undecided", "not ready after 1 s"),
+    ],
+)
+def test_a_verdict_has_a_reason_to_read(sandbox, program, outcome, reason):
+    """A user who asks why a trace was dropped would get no answer."""
+    entry = {"tests": "x = 2\nassert f(x) == 4\nassert f(3) == 6\nassert f(-1) == -2", "entry_point": "f"}
+    judgement = verify_program(entry, program, timeout_s=1 if outcome == "undecided" else 30)
+    assert judgement.outcome == outcome, judgement
+    import re
+
+    assert re.search(reason, judgement.reason), judgement
+
+
+def test_a_time_out_is_undecided_and_costs_its_deadline(sandbox):
+    """A loaded machine would turn right programs into wrong ones."""
+    entry = {"tests": [{"stdin": "", "stdout": "1"}, {"stdin": "", "stdout": "1"}]}
+    judgement = verify_program(entry, "import time; time.sleep(600)", timeout_s=0.5)
+    assert (judgement.outcome, judgement.reason) == ("undecided", "test 1 of 2: not ready after 0.5 s; killed")
+
+
+@pytest.mark.parametrize(
+    ("tests", "reason"),
+    [
+        ("def helper(): return 1", "never call the program"),
+        ("assert f(1) == undefined_thing", "nothing defines undefined_thing"),
+        ("import numpy as np\nassert f(1) == 2", "No module named 'numpy'"),
+        ("assert f(1) ==", "SyntaxError"),
+        ("class Own:\n    pass\nassert f(Own()) == 2", "hand over a Own"),
+        ("assert f.__name__ == 'f'", "__name__"),
+    ],
+)
+def test_tests_that_do_not_run_decide_nothing(sandbox, tests, reason):
+    """Programs would be called wrong, or right, for a mistake in the data set."""
+    judgement = verify_program({"tests": tests, "entry_point": "f"}, "def f(n): return n * 2", timeout_s=30)
+    assert judgement.outcome == "undecided"
+    assert reason in judgement.reason
+
+
+@pytest.mark.parametrize(
+    ("entry", "program"),
+    [
+        # MBPP: bare asserts, one of them on a set
+        ({"tests": "assert set(f((3, 4), (5, 4))) == {4}\nassert f((1,), (1,)) == (1,)"}, "def f(a, b): return tuple(set(a) & set(b))"),
+        # HumanEval: check(candidate), with a loop and a metadata dictionary
+        (
+            {
+                "tests": "METADATA = {'author': 'x'}\ndef check(candidate):\n    for i in range(30):\n        assert candidate(i) == i * i",
+                "entry_point": "f",
+            },
+            "def f(n): return n * n",
+        ),
+        # LeetCode: a method of a class, an argument changed in place
+        (
+            {"tests": "def check(candidate):\n    a = [[1, 2], [3, 4]]\n    candidate(a)\n    assert a == [[3, 1], [4, 2]]", "entry_point": "Solution().rotate"},
+            "class Solution:\n    def rotate(self, m): m[:] = [list(r)[::-1] for r in zip(*m)]",
+        ),
+        # pytest functions that import the solution; an error that is wanted
+        (
+            {"tests": "from solution import f\ndef test_a():\n    assert f(2) == 4\ndef test_b():\n    try:\n        f('x')\n        assert False\n    except ValueError as e:\n        assert 'x' in str(e)"},
+            "def f(n):\n    if n == 'x': raise ValueError('x is no number')\n    return 2 * n",
+        ),
+        # unittest
+        (
+            {"tests": "import unittest\nclass T(unittest.TestCase):\n    def test(self):\n        self.assertEqual(f(2), 4)\nunittest.main()"},
+            "def f(n): return 2 * n",
+        ),
+        # a linked list, whose class both sides get
+        (
+            {
+                "setup": "class Node:\n    def __init__(self, v, next=None):\n        self.v, self.next = v, next",
+                "tests": "a = None\nfor n in range(500):\n    a = Node(n, a)\nb = f(a)\nassert [b.v, b.next.v, b.next.next.v] == [0, 1, 2]",
+            },
+            "def f(a):\n    p = None\n    while a: a.next, p, a = p, a, a.next\n    return p",
+        ),
+        # an object with state, a generator, a closure
+        (
+            {"tests": "s = Stack()\ns.push(3)\ns.push(4)\nassert s.pop() == 4 and len(s) == 1\nassert list(count(3)) == [0, 1, 2]\nassert adder(2)(3) == 5"},
+            "class Stack:\n    def __init__(self): self.a = []\n    def push(self, x): self.a.append(x)\n    def pop(self): return self.a.pop()\n"
+            "    def __len__(self): return len(self.a)\ndef count(n): yield from range(n)\ndef adder(a): return lambda b: a + b",
+        ),
+        # numbers past the limits of JSON and of decimal digits
+        ({"tests": "assert f(6000) == 2 ** 60000\nassert f(-1) != f(-1)"}, "def f(n): return float('nan') if n < 0 else 1 << 10 * n"),
+    ],
+    ids=["mbpp", "humaneval", "leetcode", "pytest", "unittest", "linked list", "objects", "numbers"],
+)  # fmt: skip
+def test_the_usual_data_sets_forms_are_understood(sandbox, entry, program):
+    """Whole data sets would come out wrong or undecided."""
+    judgement = verify_program(entry, program, timeout_s=30)
+    assert judgement.outcome == "correct", judgement
+
+
+def test_a_whole_completion_is_judged_by_its_last_block(sandbox):
+    """Traces could not be verified as they come from the teacher."""
+    entry = {"tests": [{"stdin": "4", "stdout": "16"}]}
+    completion = "<think>\n```python\nprint(0)\n```\n</think>\nHere:\n```python\nprint(int(input()) ** 2)\n```\n"
+    assert verify_code(entry, completion, timeout_s=30).outcome == "correct"
+    assert verify_code(entry, "<think>x</think> 16").outcome == "wrong"
+
+
+@pytest.mark.parametrize("entry", [{}, {"tests": []}, {"tests": ""}, {"tests": [{"stdin": "1"}]}, {"tests": 3}])
+def test_an_entry_of_another_form_is_the_recipes_mistake(entry):
+    """A typing error in a data set would look like wrong programs."""
+    with pytest.raises(RecipeError, match='needs "tests"'):
+        verify_program(entry, "print(1)")
+
+
+def test_asserts_are_not_sent_to_a_service():
+    """Expected values would enter the process of the program."""
+    with pytest.raises(RecipeError, match="stdin/stdout"):
+        verify_program({"tests": "assert f(1) == 1"}, "f = int", sandbox=SandboxService("http://127.0.0.1:9"))
+
+
+VALUES = [
+    None, True, 0, -(10**5000), 1.5, -0.0, math.inf, 2j, "", "\ud800 \x00 é", b"\xff", bytearray(b"a"), (), (1, (2, [3])), [[]],
+    {1, 2}, frozenset({"a"}), {"a": {(1, 2): [None]}}, range(1, 9, 3), collections.deque([1, 2]), decimal.Decimal("1.10"),
+    fractions.Fraction(1, 3), datetime.datetime(2024, 2, 29, 1, 2, 3), datetime.date(2024, 2, 29), datetime.timedelta(1, 2, 3),
+]  # fmt: skip
+
+
+def refuse(*_):
+    raise CannotCross
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: repr(value)[:30])
+def test_plain_values_cross_unchanged(value):
+    """A right answer would arrive as another value, or as another type."""
+    arrived = decode(encode(value, refuse), refuse)
+    assert arrived == value
+    assert type(arrived) is type(value)
+    assert repr(arrived)[:100] == repr(value)[:100] if not isinstance(value, int) else True
+
+
+def test_what_is_not_plain_crosses_as_plain_or_not_at_all():
+    """A class of the program's could bring its own comparison along."""
+    liar = type("Liar", (int,), {"__eq__": lambda self, other: True, "__hash__": None, "__format__": lambda *_: "5"})
+    arrived = decode(encode(liar(7), refuse), refuse)
+    assert type(arrived) is int
+    assert arrived == 7
+    assert decode(encode(collections.Counter("aab"), refuse), refuse) == {"a": 2, "b": 1}
+    with pytest.raises(CannotCross):
+        encode(object(), refuse)
+
+
+def test_changes_made_in_place_are_made_to_the_tests_copy():
+    """Programs that sort or rotate their argument in place would all be wrong."""
+
+    @dataclasses.dataclass
+    class Node:
+        v: int
+
+    old = ([3, 1], {"a": 1}, {1}, Node(1))
+    inner = old[0]
+    overwrite(old, ([1, 3], {"b": 2}, set(), Node(5)))
+    assert old == ([1, 3], {"b": 2}, set(), Node(5))
+    assert old[0] is inner
