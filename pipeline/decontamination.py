@@ -4,20 +4,20 @@ Text is brought to words first (`stillhouse.pipeline.overlap.words`): NFKC, case
 stripped; numbers and the operators between them are kept, so ``4 - 1`` and ``4 + 1`` differ. Phrases that stand around many
 problems (`BOILERPLATE`) are taken off the items' ends. A trace is dropped for one of four reasons:
 
-1. *whole*: an item of at least eight words stands in the prompt or in the trace as one run of words that begins and ends where a
-   clause does ("... if you have 3 dogs?" is not inside "... if you have 3 dogs, 2 cats?").
+1. *whole*: an item of at least eight words stands in the prompt or in the trace as one run of words that begins and ends where
+   a clause does ("... if you have 3 dogs?" is not inside "... if you have 3 dogs, 2 cats?").
 2. *short*: an item of fewer than eight words is the whole prompt, or (from three words up) a clause of the prompt. Traces are
    not searched for short items: "Calculate 5 - 3." is a step of many a trace.
-3. *near*: at least ``min_share`` of the item's telling 8-grams stand in the prompt or in the trace, and the numbers there are the
-   item's, in its order, with its operators. An 8-gram tells something when it is in at most ``max_items`` items, is not boilerplate and, in an item
-   with numbers, has a number in it.
-4. *alike*: prompt and item have the same numbers and operators in the same order, share most of their 3-grams (found by MinHash, then counted
-   exactly), and nearly all of those around the numbers.
+3. *near*: at least ``min_share`` of the item's telling 8-grams stand in the prompt or in the trace, and the numbers there are
+   the item's, in its order, with its operators. An 8-gram tells something when it is in at most ``max_items`` items, is not
+   boilerplate and, in an item with numbers, has a number in it.
+4. *alike*: prompt and item have the same numbers and operators in the same order, share most of their 3-grams (found by
+   MinHash, then counted exactly), and nearly all of those around the numbers.
 
 A problem whose only numbers differ from a test item's therefore stays.
 
-Prompts are compared word by word. A trace is compared so only where it shares an n-gram with an item that few items have; that is
-looked up for a whole batch at once (`stillhouse.pipeline.overlap.anchors`).
+Prompts are compared word by word. A trace is compared so only where it shares an n-gram with an item that few items have; that
+is looked up for a whole batch at once (`stillhouse.pipeline.overlap.anchors`).
 """
 
 from __future__ import annotations
@@ -158,7 +158,8 @@ class Decontaminator:
         """An item of whose telling 8-grams most stand here, close together, with the item's numbers and no others.
 
         Args:
-            same_signs_suffice: the text need not hold the item at clause ends where all its numbers and operators are the item's.
+            same_signs_suffice: the text need not hold the item at clause ends where all its numbers and operators are the
+                item's.
         """
         places: dict[int, list[tuple[int, int]]] = defaultdict(list)  # item -> (place here, place in the item)
         items: dict[int, _Item] = {}

@@ -1,8 +1,8 @@
 """From all traces to those worth learning from: every stage in order, every drop with its reason.
 
-`survey_batch` looks at traces, batch by batch, and can run as tasks; what it gives back of a trace is a verdict and, of those that
-pass, a few hundred bytes. `settle` decides what takes knowledge of all of them, on those bytes: duplicates, selection and the
-counts. `filter_traces` does both in one process.
+`survey_batch` looks at traces, batch by batch, and can run as tasks; what it gives back of a trace is a verdict and, of those
+that pass, a few hundred bytes. `settle` decides what takes knowledge of all of them, on those bytes: duplicates, selection and
+the counts. `filter_traces` does both in one process.
 """
 
 from __future__ import annotations
@@ -140,8 +140,8 @@ def settle(
             traces.
         near_dedup: what becomes of near duplicates among one problem's traces. Exact ones are always dropped.
         near_threshold: as the surveys were made with.
-        selection: arguments of `stillhouse.pipeline.selection.select` beyond the candidates; where a ``teacher_band`` is set, the
-            teacher's pass rates are the ones counted here.
+        selection: arguments of `stillhouse.pipeline.selection.select` beyond the candidates; where a ``teacher_band`` is set,
+            the teacher's pass rates are the ones counted here.
     """
     rows, num_samples, dropped = _gather(surveys)
     verdicts: list[Verdict] = []
@@ -165,7 +165,9 @@ def settle(
     exact = {dup.key for dup in duplicates}
     distinct = [i for i in left if rows.candidates[i].key not in exact]
     if near_dedup != "off":
-        near = near_duplicates([rows.candidates[i].key for i in distinct], rows.sketches.take(distinct), threshold=near_threshold)
+        near = near_duplicates(
+            [rows.candidates[i].key for i in distinct], rows.sketches.take(distinct), threshold=near_threshold
+        )
         duplicates += near
         found += [dup.verdict(shadow=near_dedup == "shadow") for dup in near]
     settled = {verdict.trace_key for verdict in found if not verdict.shadow}

@@ -1,7 +1,7 @@
 """Choose which correct traces to learn from, on rows that hold no text; seeded and the same whatever the input order.
 
-In this order: pass-rate bands choose problems, k best of N chooses among a problem's traces, caps bound the sources, and a total
-is shared out over sources and topics.
+In this order: pass-rate bands choose problems, k best of N chooses among a problem's traces, caps bound the sources, and a
+total is shared out over sources and topics.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def select(
 
     Args:
         per_problem, strategy: see `best_of_n`.
-        teacher_band, student_band: (lowest, highest) pass rate of a problem, both allowed: what the teacher always solves may be
-            too easy, what the base student already solves teaches nothing.
+        teacher_band, student_band: (lowest, highest) pass rate of a problem, both allowed: what the teacher always solves may
+            be too easy, what the base student already solves teaches nothing.
         teacher_pass_rates, student_pass_rates: by problem id, 0 to 1; needed where the band is set.
         per_source: at most so many traces of one source; its topics take turns, and every problem's best comes before any
             problem's second.
@@ -141,7 +141,9 @@ def _ranks(rows: Sequence[Candidate], seed: int, strategy: Strategy) -> dict[str
     return ranks
 
 
-def _not_best(rows: Sequence[Candidate], rank: Mapping[str, int], per_problem: int, strategy: str) -> dict[str, tuple[str, str]]:
+def _not_best(
+    rows: Sequence[Candidate], rank: Mapping[str, int], per_problem: int, strategy: str
+) -> dict[str, tuple[str, str]]:
     num_of: dict[str, int] = defaultdict(int)
     for row in rows:
         num_of[row.problem_id] += 1

@@ -14,7 +14,8 @@ _REFUSAL = re.compile(
     r"\bI(?:['’]m| am) (?:sorry|afraid)\b[^.\n]{0,60}?\b(?:can(?:no|['’])t|can not|unable|won['’]t|not able)\b"
     r"|\bI (?:can(?:no|['’])t|can not|won['’]t|will not|am unable to|am not able to)"
     r" (?:\w+ ){0,2}?(?:help|assist|comply|answer|provide|fulfil|fulfill|solve|continue|do that|engage)\b"
-    r"|\bI(?:['’]m| am) (?:unable|not able) to (?:\w+ ){0,2}?(?:help|assist|comply|answer|provide|fulfil|fulfill|solve|continue)\b"
+    r"|\bI(?:['’]m| am) (?:unable|not able) to"
+    r" (?:\w+ ){0,2}?(?:help|assist|comply|answer|provide|fulfil|fulfill|solve|continue)\b"
     r"|\bI (?:must|have to) (?:decline|refuse)\b"
     r"|\bas an AI(?: language)?(?: model| assistant)?,? I\b"
     r"|(?:抱歉|对不起)，?我(?:无法|不能)",
@@ -48,11 +49,21 @@ _SYSTEM_BLOCK = re.compile(
 )
 _TALKS_OF_IT = re.compile(
     r"\b(?:my|the|this) system (?:prompt|message|instructions?)\b"
-    r"|\bYou are (?:Qwen, created by|ChatGPT, a|Claude, (?:made|created)|DeepSeek|Gemini, a|a helpful(?:, \w+)*(?: and \w+)? assistant)",
+    r"|\bYou are (?:Qwen, created by|ChatGPT, a|"
+    r"Claude, (?:made|created)|DeepSeek|Gemini, a|a helpful(?:, \w+)*(?: and \w+)? assistant)",
     re.IGNORECASE,
 )
-_HINTS = ("system prompt", "system message", "system instruction", "you are qwen", "you are chatgpt", "you are claude",
-    "you are deepseek", "you are gemini", "you are a helpful")
+_HINTS = (
+    "system prompt",
+    "system message",
+    "system instruction",
+    "you are qwen",
+    "you are chatgpt",
+    "you are claude",
+    "you are deepseek",
+    "you are gemini",
+    "you are a helpful",
+)
 _LETTERS = re.compile(r"[^\W_]+")
 
 

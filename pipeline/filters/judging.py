@@ -22,8 +22,8 @@ def judge_batch(
 ) -> list[Verdict]:
     """Filter and verify a batch of traces; a pure function of each trace, so batches may be cut and run anywhere.
 
-    Each trace gets exactly one deciding verdict (``shadow`` False): of the first filter that drops it, or of its verifier. Beside
-    it stand the shadow verdicts of the filters that only watch and would have dropped it.
+    Each trace gets exactly one deciding verdict (``shadow`` False): of the first filter that drops it, or of its verifier.
+    Beside it stand the shadow verdicts of the filters that only watch and would have dropped it.
 
     Args:
         settings: with no percentile left in them (`with_percentiles`).
@@ -61,7 +61,9 @@ def filter_verdicts(trace: Trace, filters: Sequence[tuple[FilterSetting, TraceFi
         if drop is None:
             continue
         if not (isinstance(drop, tuple) and len(drop) == 2 and all(isinstance(part, str) for part in drop)):
-            raise RecipeError(f"filter {setting.name!r} must return None or (reason, evidence), two texts; it returned {drop!r:.80}")
+            raise RecipeError(
+                f"filter {setting.name!r} must return None or (reason, evidence), two texts; it returned {drop!r:.80}"
+            )
         reason, evidence = drop
         shadow = setting.mode == "shadow"
         found = Verdict(trace.key, setting.name, FILTERS_VERSION, False, reason, evidence[:EVIDENCE_CHARS], shadow=shadow)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from stillhouse.pipeline.errors import RecipeError
 from stillhouse.pipeline.extraction import split_reasoning
 from stillhouse.pipeline.filters.drop import Drop
@@ -44,6 +46,7 @@ class Language:
     """Drop a completion that mixes in a script, or is written in a language, that its prompt does not ask for.
 
     The script comes first and is exact: the share of letters in scripts that make up less than a tenth of the prompt's letters.
+    Latin is never foreign: variables and function names are Latin in every language.
     The language comes second, by lingua-py, and only where that is asked for.
 
     Args:
@@ -83,20 +86,26 @@ class Language:
         return Drop("another language", f"{language} with confidence {confidence:.2f}: {sample[:80]}")
 
     def _foreign_script(self, trace: Trace) -> Drop | None:
+        beyond_ascii = script_letters(_beyond_ascii(trace.completion))
         prompt = script_letters(trace.rendered_prompt)
-        wanted = {*self.allowed, *(name for name, count in prompt.items() if count >= sum(prompt.values()) / 10)}
-        if not prompt and not self.allowed:
+        in_prompt = {name for name, count in prompt.items() if count >= sum(prompt.values()) / 10}
+        foreign = beyond_ascii.keys() - {"Latin", *self.allowed, *in_prompt}
+        if not foreign or not prompt:
             return None
         found = script_letters(_LATEX_COMMAND.sub(" ", trace.completion))
         total = sum(found.values())
-        foreign = {name: count for name, count in found.items() if name not in wanted}
-        share = sum(foreign.values()) / total if total else 0.0
+        share = sum(found[name] for name in foreign) / total
         if share <= self.max_foreign_share:
             return None
-        name = max(foreign, key=lambda script: foreign[script])
-        first = _RUNS[name].search(trace.completion)
-        quoted = trace.completion[first.start() : first.start() + 60] if first else ""
-        return Drop("mixed scripts", f"{share:.1%} of {total} letters foreign, most {name}: {quoted}")
+        name = max(sorted(foreign), key=lambda script: found[script])
+        start = next(_RUNS[name].finditer(trace.completion)).start()
+        return Drop("mixed scripts", f"{share:.1%} of {total} letters foreign, most {name}: {trace.completion[start:][:60]}")
+
+
+def _beyond_ascii(text: str) -> str:
+    """The characters that are not ASCII, joined; most traces have a few arrows and signs."""
+    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    return codes[codes > 127].tobytes().decode("utf-32-le")
 
 
 @functools.lru_cache(maxsize=4)

@@ -86,7 +86,9 @@ def make_filter(setting: FilterSetting) -> TraceFilter:
     if setting.name not in FILTERS:
         near = difflib.get_close_matches(setting.name, FILTERS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise RecipeError(f"{where}: none is called so{hint}. The filters are {', '.join(FILTERS)}, and package.module:function")
+        raise RecipeError(
+            f"{where}: none is called so{hint}. The filters are {', '.join(FILTERS)}, and package.module:function"
+        )
     factory = FILTERS[setting.name]
     known = [f.name for f in dataclasses.fields(factory)]  # type: ignore[arg-type]
     if unknown := [name for name in setting.options if name not in known]:

@@ -1,4 +1,4 @@
-"""Phrases that stand around many problems and say nothing of any: they are taken off test items, and never match by themselves."""
+"""Phrases that stand around many problems and say nothing of any: taken off test items, and never a match by themselves."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ BOILERPLATE = (
     "Return your final response within \\boxed{}.",
     "Solve the following math problem efficiently and clearly.",
     "Solve the following math problem step by step.",
-    "The last line of your response should be of the form Answer: $Answer (without quotes) where $Answer is the answer to the problem.",
+    "The last line of your response should be of the form Answer: $Answer (without quotes) where $Answer is the answer to the "
+    "problem.",
     "Answer the following multiple choice question.",
-    "The last line of your response should be of the following format: 'Answer: $LETTER' (without quotes) where LETTER is one of ABCD.",
+    "The last line of your response should be of the following format: 'Answer: $LETTER' (without quotes) where LETTER is one "
+    "of ABCD.",
     "The following are multiple choice questions (with answers).",
     "Express your answer as a common fraction.",
     "Express your answer in simplest form.",

@@ -91,4 +91,6 @@ def _dataset_rows(name: str, subset: str | None, split: str, revision: str | Non
         return datasets.load_dataset(name, subset, split=split, revision=revision)
     except Exception as error:  # load_dataset raises whatever its file systems, builders and hub client raise
         what = f"{name!r} (subset {subset!r}, split {split!r})"
-        raise RecipeError(f"cannot load the evaluation set {what}: {type(error).__name__}: {first_line(error)[:300]}") from error
+        raise RecipeError(
+            f"cannot load the evaluation set {what}: {type(error).__name__}: {first_line(error)[:300]}"
+        ) from error

@@ -1,9 +1,10 @@
 """MinHash signatures and near-duplicate search on a whole batch of texts at a time.
 
-The method is datasketch's: the hashes of a text's word n-grams, put through ``num_perm`` bijections a * h + b (mod 2**32, a odd),
-and the smallest value of each kept; the share of equal values estimates the Jaccard similarity of two texts' sets of n-grams
-(standard error at most 0.045 for 128). What differs is that no Python runs per word, and that what is kept of a text is small:
-one byte a permutation (two unlike values agree in it once in 256, which the estimate takes out again) and one 64-bit key a band.
+The method is datasketch's: the hashes of a text's word n-grams, put through ``num_perm`` bijections a * h + b (mod 2**32, a
+odd), and the smallest value of each kept; the share of equal values estimates the Jaccard similarity of two texts' sets of
+n-grams (standard error at most 0.045 for 128). What differs is that no Python runs per word, and that what is kept of a text
+is small: one byte a permutation (two unlike values agree in it once in 256, which the estimate takes out again) and one 64-bit
+key a band.
 
 ``tests/harness/minhash.py`` measures it beside datasketch.
 """

@@ -1,9 +1,9 @@
 """Hash every run of n words of many texts at once, with no Python loop over words.
 
-All texts lie in one byte buffer. With prefix sums P[i] = sum of byte[j] * B**j (mod 2**64, j < i), the bytes from s to e hash to
-(P[e] - P[s]) * B**-s, whatever stands around them: one gather an n-gram, however long. B is odd and so has an inverse. A last
-bijection (MurmurHash3's finalizer) spreads the result over all 64 bits. The hashes are the same in every process and on every
-machine, unlike Python's own.
+All texts lie in one byte buffer. With prefix sums P[i] = sum of byte[j] * B**j (mod 2**64, j < i), the bytes from s to e hash
+to (P[e] - P[s]) * B**-s, whatever stands around them: one gather an n-gram, however long. B is odd and so has an inverse. A
+last bijection (MurmurHash3's finalizer) spreads the result over all 64 bits. The hashes are the same in every process and on
+every machine, unlike Python's own.
 
 About 10 ms for a megabyte of text.
 """
@@ -73,8 +73,8 @@ def run_hashes(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Hash every run of lower-case letters (or other bytes over 127) and every run of digits; all else separates them.
 
     Returns:
-        hashes, shape (runs of all texts,), uint64, not yet spread over their bits; and starts, shape (len(texts) + 1,): those of
-        text i are ``hashes[starts[i]:starts[i + 1]]``.
+        hashes, shape (runs of all texts,), uint64, not yet spread over their bits; and starts, shape (len(texts) + 1,): those
+        of text i are ``hashes[starts[i]:starts[i + 1]]``.
     """
     raw = [text.encode() for text in texts]
     buffer = np.frombuffer(b"\n".join(raw) + b"\n", np.uint8)

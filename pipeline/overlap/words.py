@@ -1,7 +1,7 @@
 """Text as the words that decontamination compares: typography goes, numbers and the operators between them stay.
 
-`to_words` is exact and knows where each word stood. `plain_text` is its quick shadow: the same runs of letters and of digits in the
-same order, so that texts that have no run of them in common have no run of words in common either.
+`to_words` is exact and knows where each word stood. `plain_text` is its quick shadow: the same runs of letters and of digits
+in the same order, so that texts that have no run of them in common have no run of words in common either.
 """
 
 from __future__ import annotations
@@ -19,10 +19,6 @@ _STYLE = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|operatorname|emph)\s
 _TIMES = re.compile(r"\\(?:times|cdot|ast)(?![a-z])")
 _DIVIDED = re.compile(r"\\div(?![a-z])")
 _SPACING = re.compile(r"\\(?:left|right|displaystyle|quad|qquad|thinspace|begin\{\w+\}|end\{\w+\})(?![a-z])|\\[,;:!> ]")
-_COMMANDS = re.compile(
-    r"\\(?:[dtc]?frac(?=\s*\{)|(?:text|textbf|textit|mathrm|mathbf|operatorname|emph)(?=\s*\{)"
-    r"|(?:times|cdot|ast|div|left|right|displaystyle|quad|qquad|thinspace|begin\{\w+\}|end\{\w+\})(?![a-z]))"
-)
 _THOUSANDS = re.compile(r",(?<=\d,)(?=\d{3}(?!\d))")
 _WORD = re.compile(
     r"\d+(?:\.\d+)?"
@@ -62,13 +58,7 @@ class Words:
 
 def to_words(text: str) -> Words:
     """Normalize a text (NFKC, case, LaTeX spacing and markup, thousands separators) and split it into words."""
-    text = _without_typography(text)
-    if "\\" in text:
-        text = _FRACTION.sub(r" \1/\2 ", text)
-        text = _STYLE.sub(r" \1 ", text)
-        text = _TIMES.sub("*", text)
-        text = _DIVIDED.sub("/", text)
-        text = _SPACING.sub(" ", text)
+    text = _normalized(text)
     words, spans = [], []
     for match in _WORD.finditer(text):
         words.append(match[0].strip())
@@ -78,20 +68,25 @@ def to_words(text: str) -> Words:
 
 def plain_text(text: str) -> str:
     """A text whose runs of letters and runs of digits are those of `to_words`; what stands between them is left as it is."""
-    text = _without_typography(text)
-    if "\\" in text:
-        text = _COMMANDS.sub(" ", text)
+    text = _normalized(text)
     return text if text.isascii() else _NO_WORD_OUTSIDE_ASCII.sub(" ", text)
 
 
-def _without_typography(text: str) -> str:
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text.translate(_SUPERSCRIPTS)).casefold().translate(_TYPOGRAPHY)
-    else:
+def _normalized(text: str) -> str:
+    if text.isascii():
         text = text.lower()
+    else:
+        text = unicodedata.normalize("NFKC", text.translate(_SUPERSCRIPTS)).casefold().translate(_TYPOGRAPHY)
     text = text.replace("$", "").replace("~", " ")
     if "<" in text:
         text = _TAG.sub("\n", text)
     if "(" in text:
         text = _POINTS.sub("\n", text)
-    return _THOUSANDS.sub("", text.replace("{,}", ","))
+    text = _THOUSANDS.sub("", text.replace("{,}", ","))
+    if "\\" in text:
+        text = _FRACTION.sub(r" \1/\2 ", text)
+        text = _STYLE.sub(r" \1 ", text)
+        text = _TIMES.sub("*", text)
+        text = _DIVIDED.sub("/", text)
+        text = _SPACING.sub(" ", text)
+    return text

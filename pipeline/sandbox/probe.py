@@ -60,7 +60,7 @@ def require(tier: Tier = "strict") -> Route | None:
     if tier != "strict":
         _warn_once(tier)
         return None
-    report = _probe_once(os.geteuid())
+    report = probed()
     if report.tier != "strict":
         raise SandboxUnavailable(
             f"programs that a model wrote are not run here, because this machine cannot shut them off: {report.missing}. Allow "
@@ -72,8 +72,13 @@ def require(tier: Tier = "strict") -> Route | None:
     return report.route
 
 
+def probed() -> TierReport:
+    """What `probe` finds here, asked once a process."""
+    return _probed_as(os.geteuid())
+
+
 @functools.cache
-def _probe_once(euid: int) -> TierReport:
+def _probed_as(euid: int) -> TierReport:
     return probe()
 
 

@@ -150,10 +150,13 @@ class SandboxProcess:
         """Whether /tmp holds more files than allowed, where bubblewrap mounted it: it cannot limit their number itself."""
         if self._route != "bubblewrap":
             return False
-        for pid in _descendants(self._process.pid)[::-1]:
+        ours = os.stat("/proc/self/ns/mnt")
+        for pid in _descendants(self._process.pid):
             try:
+                if os.path.samestat(os.stat(f"/proc/{pid}/ns/mnt"), ours):
+                    continue  # bubblewrap's own process, which stays outside
                 work = os.statvfs(f"/proc/{pid}/root/tmp")
-            except (FileNotFoundError, ProcessLookupError, PermissionError):  # it has ended, or has not entered yet
+            except (FileNotFoundError, ProcessLookupError, PermissionError):  # it has ended
                 continue
             return work.f_files - work.f_ffree > self._max_files
         return False

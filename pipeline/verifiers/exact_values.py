@@ -37,7 +37,9 @@ def is_constant(tree: Tree) -> bool:
 
 def hashed(*parts: object) -> int:
     """A number that depends on the parts alone, the same on every machine."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=5).digest(), "big")
+    # hexadecimal: Python refuses to write integers of more than 4,300 digits in decimal
+    texts = [f"{part.numerator:x}/{part.denominator:x}" if isinstance(part, Fraction) else repr(part) for part in parts]
+    return int.from_bytes(hashlib.blake2b(repr(texts).encode(), digest_size=5).digest(), "big")
 
 
 def exactly(tree: Tree, point: int, budget: list[int]) -> Fraction:

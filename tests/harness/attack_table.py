@@ -163,17 +163,20 @@ class Program:
     limits: dict[str, float]
 
 
-def sections(name: str) -> list[tuple[list[str], str]]:
+HERE = Path(__file__).parent
+
+
+def sections(path: Path) -> list[tuple[list[str], str]]:
     """A text file's sections: the fields of each ``== a | b | c`` line, and what stands below it."""
-    text = Path(__file__).with_name(name).read_text()
-    parts = text.split("\n== ")[1:]
+    parts = path.read_text().split("\n== ")[1:]
     return [([field.strip() for field in head.split("|")], body) for head, _, body in (part.partition("\n") for part in parts)]
 
 
 def probes() -> dict[str, dict[str, str]]:
     """Expressions by kind and name."""
     rows = {
-        kind: [line.split(" | ", 1) for line in body.splitlines() if line] for (kind,), body in sections("attack_probes.txt")
+        kind: [line.split(" | ", 1) for line in body.splitlines() if line]
+        for (kind,), body in sections(HERE / "attack_probes.txt")
     }
     return {kind: dict(pairs) for kind, pairs in rows.items()}
 
@@ -181,7 +184,7 @@ def probes() -> dict[str, dict[str, str]]:
 def programs() -> list[Program]:
     """Programs with the ends they may come to."""
     found = []
-    for (kind, name, ends, *limits), body in sections("attack_programs.txt"):
+    for (kind, name, ends, *limits), body in sections(HERE / "attack_programs.txt"):
         given = dict(pair.split("=") for text in limits for pair in text.split())
         numbers = {key: int(value) if key == "cpu_s" else float(value) for key, value in given.items()}
         found.append(Program(kind, name, body, tuple("" if end == "itself" else end for end in ends.split()), numbers))

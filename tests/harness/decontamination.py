@@ -91,7 +91,13 @@ def questions(task: str, options: dict[str, int], *, size: int, seed: int) -> li
 def short_item(draw: random.Random) -> str:
     """An item of three to seven words, as arithmetic benchmarks have them."""
     a, b, c = (draw.randint(2, 999) for _ in range(3))
-    forms = (f"What is {a} * {b}?", f"Compute {a} + {b} - {c}.", f"Is {a} prime?", f"Find the square root of {a * a}.", f"Solve {a}x = {b}.")
+    forms = (
+        f"What is {a} * {b}?",
+        f"Compute {a} + {b} - {c}.",
+        f"Is {a} prime?",
+        f"Find the square root of {a * a}.",
+        f"Solve {a}x = {b}.",
+    )
     return draw.choice(forms)
 
 

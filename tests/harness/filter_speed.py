@@ -1,6 +1,6 @@
 """Measure megabytes of traces a second through each cheap filter, and through all that are on by default, on one core.
 
-    python -m tests.harness.filter_speed [--megabytes 20] [--repeat 3]
+python -m tests.harness.filter_speed [--megabytes 20] [--repeat 3]
 """
 
 from __future__ import annotations

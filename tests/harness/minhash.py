@@ -2,8 +2,8 @@
 
     python -m tests.harness.minhash [--documents 1000000] [--skip-datasketch]
 
-A fifth of the documents are copies of an earlier one with up to seven words of about fifty replaced; what is found is counted by
-how alike the copies truly are. datasketch runs as its documentation shows it: `MinHash.bulk`, then query and insert.
+A fifth of the documents are copies of an earlier one with up to seven words of about fifty replaced; what is found is counted
+by how alike the copies truly are. datasketch runs as its documentation shows it: `MinHash.bulk`, then query and insert.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def documents(num: int) -> Iterator[tuple[list[str], list[int], list[float]]]:
 
 
 def _jaccard(one: np.ndarray, other: np.ndarray) -> float:
-    grams = [{tuple(words[i : i + NUM_WORDS]) for i in range(len(words) - NUM_WORDS + 1)} for words in (one.tolist(), other.tolist())]
+    grams = [
+        {tuple(words[i : i + NUM_WORDS]) for i in range(len(words) - NUM_WORDS + 1)} for words in (one.tolist(), other.tolist())
+    ]
     return len(grams[0] & grams[1]) / len(grams[0] | grams[1])
 
 
@@ -115,7 +117,9 @@ def main() -> None:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             seconds, gigabytes, found = pool.apply(_measured, (route, num))
         total = sum(seconds.values())
-        print(f"\n{route}: {total:.1f} s of one core ({seconds}), {gigabytes:.2f} GiB more at its peak, {len(found):,} duplicates")
+        print(
+            f"\n{route}: {total:.1f} s of one core ({seconds}), {gigabytes:.2f} GiB more at its peak, {len(found):,} duplicates"
+        )
         for name, rows in by_likeness.items():
             print(f"  copies {name:14} {len(found.intersection(rows)):8,} of {len(rows):8,} found")
         print(f"  no copies              {len(found - copies):8,} of {num - len(copies):8,} found")

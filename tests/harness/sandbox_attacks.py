@@ -104,13 +104,13 @@ def processes_with(mark: str) -> int:
     return found
 
 
-def run_all(tier: Tier, route: Route | None, *, num_workers: int = 2) -> list[Outcome]:
-    """Run every row; sandboxes run side by side, ``num_workers`` at a time."""
+def run_all(tier: Tier, route: Route | None, *, every: int = 1, num_workers: int = 2) -> list[Outcome]:
+    """Run every row, of the programs one in ``every``; sandboxes run side by side, ``num_workers`` at a time."""
     with contextlib.ExitStack() as stack:
         outside = Outside(stack)
         jobs = [lambda k=kind, r=rows: _probes(k, r, RUN_PROBES, outside, tier, route) for kind, rows in probes().items()]
         jobs.append(lambda: _probes("kernel", CALLS, RUN_CALLS, outside, tier, route))
-        jobs += [lambda p=program: [_program(p, outside, tier, route)] for program in programs()]
+        jobs += [lambda p=program: [_program(p, outside, tier, route)] for program in programs()[::every]]
         with ThreadPoolExecutor(num_workers) as threads:
             return [outcome for outcomes in threads.map(lambda job: job(), jobs) for outcome in outcomes]
 

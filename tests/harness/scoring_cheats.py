@@ -13,7 +13,7 @@ from typing import Any
 from stillhouse.pipeline.sandbox.records import Tier
 from stillhouse.pipeline.verifiers.code import verify_program
 from stillhouse.pipeline.verifiers.judgement import Judgement
-from tests.harness.attack_table import sections
+from tests.harness.attack_table import HERE, sections
 
 TOKEN = "token-" + secrets.token_hex(8)
 IO_TESTS = {
@@ -118,7 +118,7 @@ class Cheat:
 def cheats(*, honest: bool = False) -> list[Cheat]:
     """The rows of ``scoring_cheats.txt``: the cheats, or the honest programs beside them."""
     rows = []
-    for (name, entry), body in sections("scoring_cheats.txt"):
+    for (name, entry), body in sections(HERE / "scoring_cheats.txt"):
         if name.startswith("honest: ") == honest:
             program = body.replace("$SEARCH", SEARCH).replace("$TOKEN", TOKEN)
             rows.append(Cheat(name.removeprefix("honest: "), ENTRIES[entry], program))

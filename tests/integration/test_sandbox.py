@@ -13,13 +13,14 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from stillhouse.pipeline.sandbox import seccomp
-from stillhouse.pipeline.sandbox.probe import probe
+from stillhouse.pipeline.sandbox.probe import probe, probed
 from stillhouse.pipeline.sandbox.process import SandboxProcess
 from stillhouse.pipeline.sandbox.records import Limits, SandboxUnavailable
 from stillhouse.pipeline.sandbox.run import run_by_route, run_sandboxed
@@ -33,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def report():
     """What the probe finds here; the test is skipped by name where the kernel refuses what the strict tier needs."""
-    found = probe()
+    found = probed()
     if found.tier != "strict":
         pytest.skip(f"no strict sandbox on this machine: {found.missing}")
     return found
@@ -78,9 +79,9 @@ def test_a_file_that_leads_out_of_the_work_folder_is_refused(report):
             run_sandboxed({name: ""}, ("-c", ""))
 
 
-def test_every_attack_is_refused(report):
+def test_attacks_are_refused(report):
     """A model-written program could read the caller's files, reach the network, or take the machine down."""
-    outcomes = sandbox_attacks.run_all("strict", report.route)
+    outcomes = sandbox_attacks.run_all("strict", report.route, every=4)
     assert len(outcomes) >= 150
     assert [outcome for outcome in outcomes if outcome.leaked] == []
 
@@ -146,12 +147,12 @@ def test_nothing_runs_where_namespaces_are_forbidden(tmp_path):
     if shutil.which("unshare") is None:
         pytest.skip("unshare of util-linux not installed")
     witness = tmp_path / "witness"
+    program = f"open({str(witness)!r}, 'w').write('ran')"
     code = (
         "from stillhouse.pipeline.verifiers.code import verify_program\n"
-        f"program = 'open({str(witness)!r}, \"w\").write(\"ran\")'\n"
-        "print(verify_program({'tests': [{'stdin': '', 'stdout': ''}]}, program))"
+        f"print(verify_program({{'tests': [{{'stdin': '', 'stdout': ''}}]}}, {program!r}))"
     )
-    forbid = "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$@\""
+    forbid = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
     command = ["unshare", "--user", "--map-root-user", "sh", "-c", forbid, "sh", sys.executable, "-c", code]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     answer = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -211,7 +212,7 @@ def test_a_failed_start_says_at_which_step(report, monkeypatch):
     from stillhouse.pipeline.sandbox import process as process_module
 
     view = process_module.python_view()
-    missing = type(view)(view.executable, (*view.read_only, ("/no/such/library", "/no/such/library")), view.masked, view.devices)
+    missing = replace(view, read_only=(*view.read_only, ("/no/such/library", "/no/such/library")))
     monkeypatch.setattr(process_module, "python_view", lambda: missing)
     with (
         pytest.raises(SandboxUnavailable, match="show /no/such/library"),
@@ -222,17 +223,17 @@ def test_a_failed_start_says_at_which_step(report, monkeypatch):
 
 def test_system_call_numbers_are_the_kernels():
     """The filter would let through a call that it does not mean to, or refuse one that programs need."""
-    header = {"x86_64": "asm/unistd_64.h", "aarch64": "asm-generic/unistd.h"}[platform.machine()]
-    found = [path for path in (f"/usr/include/{platform.machine()}-linux-gnu/{header}", f"/usr/include/{header}") if Path(path).exists()]
+    machine = platform.machine()
+    name = {"x86_64": "asm/unistd_64.h", "aarch64": "asm-generic/unistd.h"}[machine]
+    found = [path for path in (Path(f"/usr/include/{machine}-linux-gnu", name), Path("/usr/include", name)) if path.exists()]
     if not found:
         pytest.skip("the kernel's headers are not installed")
-    pairs = re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", Path(found[0]).read_text())
+    pairs = re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", found[0].read_text())
     numbers = {name: int(number) for name, number in pairs}
-    listed = seccomp.allowed_syscalls(platform.machine())
-    assert {name: number for name, number in listed.items() if name in numbers} == {n: numbers[n] for n in listed if n in numbers}
+    listed = seccomp.allowed_syscalls(machine)
+    assert [name for name, number in listed.items() if numbers.get(name, number) != number] == []
     assert len(set(listed) & set(numbers)) > 100
-    machine = platform.machine() == "aarch64"
-    denied = {row[machine] for name, row in attack_table.CALLS.items() if "clone" not in name and "(" not in name}
+    denied = {row[machine == "aarch64"] for name, row in attack_table.CALLS.items() if "clone" not in name and "(" not in name}
     assert not denied & set(listed.values())
 
 
@@ -299,7 +300,11 @@ def test_a_service_that_fails_is_no_verdict(service):
 
 def test_the_probe_reports_what_it_tried(report):
     """The plan could not tell the user what protects them."""
-    assert {check.name for check in report.checks} >= {"connect over TCP", "leave a process behind", "share out more memory than allowed"}
+    assert {check.name for check in report.checks} >= {
+        "connect over TCP",
+        "leave a process behind",
+        "share out more memory than allowed",
+    }
     assert all(check.refused for check in report.checks)
     assert any("namespaces" in layer for layer in report.layers)
     assert run_by_route({}, ("-c", ""), "", limits=Limits(), tier=report.tier, route=report.route).exit_status == 0

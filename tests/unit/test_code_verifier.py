@@ -8,21 +8,24 @@ import datetime
 import decimal
 import fractions
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from stillhouse.pipeline.errors import RecipeError
 from stillhouse.pipeline.sandbox.crossing import CannotCross, decode, encode, overwrite
-from stillhouse.pipeline.sandbox.probe import probe
+from stillhouse.pipeline.sandbox.probe import probed
 from stillhouse.pipeline.sandbox.service import SandboxService
 from stillhouse.pipeline.verifiers.code import normalised, python_block, verify_code, verify_program
+from tests.harness.attack_table import sections
 from tests.harness.scoring_cheats import cheats, judge
 
 
 @pytest.fixture(scope="module")
 def sandbox():
-    found = probe()
+    found = probed()
     if found.tier != "strict":
         pytest.skip(f"no strict sandbox on this machine: {found.missing}")
 
@@ -74,10 +77,12 @@ def test_honest_programs_are_correct(sandbox, cheat):
     assert judge(cheat, timeout_s=30).outcome == "correct"
 
 
-def test_no_cheat_is_called_correct(sandbox):
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_no_cheat_is_called_correct(sandbox, every):
     """A student would be trained on programs that only fool the checker."""
-    rows = [cheat for cheat in cheats() if not any(word in cheat.name for word in ("hang", "never", "json"))]
-    assert len(rows) > 50
+    waits = ("the right output, then a hang", "never answer", "patched json")
+    rows = [cheat for cheat in cheats() if cheat.name not in waits][::every]
+    assert len(rows) >= 14
     with ThreadPoolExecutor(2) as threads:
         said = dict(zip([cheat.name for cheat in rows], threads.map(lambda cheat: judge(cheat, timeout_s=20), rows)))
     assert {name: judgement for name, judgement in said.items() if judgement.outcome == "correct"} == {}
@@ -103,8 +108,6 @@ def test_a_verdict_has_a_reason_to_read(sandbox, program, outcome, reason):
     entry = {"tests": "x = 2\nassert f(x) == 4\nassert f(3) == 6\nassert f(-1) == -2", "entry_point": "f"}
     judgement = verify_program(entry, program, timeout_s=1 if outcome == "undecided" else 30)
     assert judgement.outcome == outcome, judgement
-    import re
-
     assert re.search(reason, judgement.reason), judgement
 
 
@@ -133,56 +136,18 @@ def test_tests_that_do_not_run_decide_nothing(sandbox, tests, reason):
     assert reason in judgement.reason
 
 
-@pytest.mark.parametrize(
-    ("entry", "program"),
-    [
-        # MBPP: bare asserts, one of them on a set
-        ({"tests": "assert set(f((3, 4), (5, 4))) == {4}\nassert f((1,), (1,)) == (1,)"}, "def f(a, b): return tuple(set(a) & set(b))"),
-        # HumanEval: check(candidate), with a loop and a metadata dictionary
-        (
-            {
-                "tests": "METADATA = {'author': 'x'}\ndef check(candidate):\n    for i in range(30):\n        assert candidate(i) == i * i",
-                "entry_point": "f",
-            },
-            "def f(n): return n * n",
-        ),
-        # LeetCode: a method of a class, an argument changed in place
-        (
-            {"tests": "def check(candidate):\n    a = [[1, 2], [3, 4]]\n    candidate(a)\n    assert a == [[3, 1], [4, 2]]", "entry_point": "Solution().rotate"},
-            "class Solution:\n    def rotate(self, m): m[:] = [list(r)[::-1] for r in zip(*m)]",
-        ),
-        # pytest functions that import the solution; an error that is wanted
-        (
-            {"tests": "from solution import f\ndef test_a():\n    assert f(2) == 4\ndef test_b():\n    try:\n        f('x')\n        assert False\n    except ValueError as e:\n        assert 'x' in str(e)"},
-            "def f(n):\n    if n == 'x': raise ValueError('x is no number')\n    return 2 * n",
-        ),
-        # unittest
-        (
-            {"tests": "import unittest\nclass T(unittest.TestCase):\n    def test(self):\n        self.assertEqual(f(2), 4)\nunittest.main()"},
-            "def f(n): return 2 * n",
-        ),
-        # a linked list, whose class both sides get
-        (
-            {
-                "setup": "class Node:\n    def __init__(self, v, next=None):\n        self.v, self.next = v, next",
-                "tests": "a = None\nfor n in range(500):\n    a = Node(n, a)\nb = f(a)\nassert [b.v, b.next.v, b.next.next.v] == [0, 1, 2]",
-            },
-            "def f(a):\n    p = None\n    while a: a.next, p, a = p, a, a.next\n    return p",
-        ),
-        # an object with state, a generator, a closure
-        (
-            {"tests": "s = Stack()\ns.push(3)\ns.push(4)\nassert s.pop() == 4 and len(s) == 1\nassert list(count(3)) == [0, 1, 2]\nassert adder(2)(3) == 5"},
-            "class Stack:\n    def __init__(self): self.a = []\n    def push(self, x): self.a.append(x)\n    def pop(self): return self.a.pop()\n"
-            "    def __len__(self): return len(self.a)\ndef count(n): yield from range(n)\ndef adder(a): return lambda b: a + b",
-        ),
-        # numbers past the limits of JSON and of decimal digits
-        ({"tests": "assert f(6000) == 2 ** 60000\nassert f(-1) != f(-1)"}, "def f(n): return float('nan') if n < 0 else 1 << 10 * n"),
-    ],
-    ids=["mbpp", "humaneval", "leetcode", "pytest", "unittest", "linked list", "objects", "numbers"],
-)  # fmt: skip
-def test_the_usual_data_sets_forms_are_understood(sandbox, entry, program):
+def data_set_forms() -> dict[str, dict[str, str]]:
+    """Entries by the name of the data set whose form they have, ``program`` among their parts."""
+    forms: dict[str, dict[str, str]] = {}
+    for (name, part), body in sections(Path(__file__).with_name("code_forms.txt")):
+        forms.setdefault(name, {})[part] = body.strip()
+    return forms
+
+
+@pytest.mark.parametrize("form", data_set_forms().values(), ids=data_set_forms())
+def test_the_usual_data_sets_forms_are_understood(sandbox, form):
     """Whole data sets would come out wrong or undecided."""
-    judgement = verify_program(entry, program, timeout_s=30)
+    judgement = verify_program(form, form["program"], timeout_s=30)
     assert judgement.outcome == "correct", judgement
 
 
@@ -218,13 +183,13 @@ def refuse(*_):
     raise CannotCross
 
 
-@pytest.mark.parametrize("value", VALUES, ids=lambda value: repr(value)[:30])
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
 def test_plain_values_cross_unchanged(value):
     """A right answer would arrive as another value, or as another type."""
     arrived = decode(encode(value, refuse), refuse)
     assert arrived == value
     assert type(arrived) is type(value)
-    assert repr(arrived)[:100] == repr(value)[:100] if not isinstance(value, int) else True
+    assert isinstance(value, int) or repr(arrived) == repr(value)  # -0.0 and the order of keys; a huge int has no repr
 
 
 def test_what_is_not_plain_crosses_as_plain_or_not_at_all():

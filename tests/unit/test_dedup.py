@@ -145,6 +145,10 @@ def test_problems_of_one_template_are_no_duplicates_and_rewordings_are():
 
 def test_clusters_name_the_one_that_stays_in_the_end():
     """An exact copy of a near copy must not be filed under a trace that is gone."""
-    chain = [Duplicate("b", "a", 0.9, "near_dedup"), Duplicate("c", "b", 1.0, "exact_dedup"), Duplicate("y", "x", 1.0, "exact_dedup")]
+    chain = [
+        Duplicate("b", "a", 0.9, "near_dedup"),
+        Duplicate("c", "b", 1.0, "exact_dedup"),
+        Duplicate("y", "x", 1.0, "exact_dedup"),
+    ]
     found = clusters(chain)
     assert [(cluster.kept, [dup.key for dup in cluster.duplicates]) for cluster in found] == [("a", ["b", "c"]), ("x", ["y"])]

@@ -255,6 +255,8 @@ CHINESE = "我们需要计算这些数字的和，然后写出答案。"
         (GOOD.replace("2 + 2", CHINESE), "<|user|>计算这些数字的和", None),
         (GOOD.replace("2 + 2", "Давайте сложим числа по порядку"), "What is the sum of these?", "mixed scripts"),
         (GOOD, "<|user|>计算这些数字的和", None),
+        (f"<think>{CHINESE} sin x + cos y</think>答案 \\boxed{{7}}", "计算这些数字的和", None),
+        (f"<think>{CHINESE} Это так, и это всё.</think>答案 \\boxed{{7}}", "计算这些数字的和", "mixed scripts"),
     ],
 )
 def test_a_completion_keeps_to_its_prompts_script(completion, prompt, expected):

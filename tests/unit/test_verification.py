@@ -180,6 +180,12 @@ def test_a_short_decimal_of_the_gold_is_left_undecided():
     assert verify(math_problem(r"\frac{2}{3}"), "0.668").outcome == "wrong"
 
 
+def test_long_numbers_inside_unknown_functions_are_compared():
+    """Python refuses to write an integer of 4,300 digits, and one such answer would end the run with a traceback."""
+    assert verify(math_problem("f(2^{20000})"), "f(4^{10000})").outcome == "correct"
+    assert verify(math_problem("f(2^{20000})"), "f(4^{10001})").outcome == "wrong"
+
+
 @pytest.mark.parametrize(
     "answer", ["9**9**9**9**9", "5" + "!" * 2000, "2^" * 1500 + "2", "(" * 1500, r"10^{10^{10}}", "1/" * 1500]
 )
