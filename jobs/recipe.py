@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from stillhouse.jobs.recipe_file import anchor_paths, find_recipe, read_mapping, sentence, shipped_files, with_override
 from stillhouse.jobs.recipe_section import (
@@ -31,7 +31,18 @@ from stillhouse.jobs.recipe_section import (
 )
 from stillhouse.jobs.recipe_teacher import AnyTeacher, EngineTeacher, ReplayTeacher
 from stillhouse.pipeline.errors import RecipeError
+from stillhouse.pipeline.verification import KINDS, is_entry_point
 from stillhouse.teachers.known import MOVING_NAMES
+
+
+def _a_verifier(kind: str) -> str:
+    if kind == "reasoning_gym" or not (kind in KINDS or is_entry_point(kind)):
+        known = ", ".join(repr(name) for name in KINDS if name != "reasoning_gym")
+        raise ValueError(f"has no verifier {kind!r}; there are {known} and 'python:package.module:function'")
+    return kind
+
+
+VerifierKind = Annotated[Text, AfterValidator(_a_verifier)]
 
 
 class ReasoningGymSource(Section):
@@ -60,8 +71,9 @@ class FileSource(Section):
     """Column with the gold answer."""
     answer_after: Text | None = None
     """Take the gold from behind the last occurrence of this marker, for example '#### ' for GSM8K; null takes the whole."""
-    kind: Literal["math", "choice", "exact"] = "math"
-    """Which verifier judges an answer."""
+    kind: VerifierKind = "math"
+    """Which verifier judges an answer: math, choice, exact, number, json, regex, code, or python:package.module:function. Rows
+    bring along what it needs: number rel_tol, abs_tol and unit, json schema, regex pattern, code tests and entry_point."""
     limit: PositiveInt | None = None
     """At most this many rows, from the start; null takes all."""
 
@@ -84,8 +96,9 @@ class DatasetSource(Section):
     """Column with the gold answer."""
     answer_after: Text | None = None
     """Take the gold from behind the last occurrence of this marker, for example '#### ' for GSM8K; null takes the whole."""
-    kind: Literal["math", "choice", "exact"] = "math"
-    """Which verifier judges an answer."""
+    kind: VerifierKind = "math"
+    """Which verifier judges an answer: math, choice, exact, number, json, regex, code, or python:package.module:function. Rows
+    bring along what it needs: number rel_tol, abs_tol and unit, json schema, regex pattern, code tests and entry_point."""
     limit: PositiveInt | None = None
     """At most this many rows, from the start; null takes all."""
 

@@ -12,11 +12,10 @@ from stillhouse.jobs.recipe import DatasetSource, FileSource, ReasoningGymSource
 from stillhouse.jobs.recipe_teacher import EngineTeacher, ReplayTeacher, TransformersTeacher
 from stillhouse.jobs.replaying import replayed_problems
 from stillhouse.pipeline.errors import RecipeError
-from stillhouse.pipeline.extraction import boxed_answer
 from stillhouse.pipeline.problems import dataset_problems, disjoint, local_problems, reasoning_gym_problems
 from stillhouse.pipeline.records import Problem, Sampling, Split
 from stillhouse.pipeline.store import output_hash
-from stillhouse.pipeline.verification import self_check, verify
+from stillhouse.pipeline.verification import NO_GOLD_NEEDED, SelfCheck, gold_as_answer, self_check, verify
 
 MAX_UNVERIFIABLE_SHARE = 0.2
 """Large public sets hold golds that nothing can check (proofs, prose): those are left out. Beyond this share the source, its
@@ -63,7 +62,10 @@ def _with_sound_golds(problems: list[Problem], split: str) -> list[Problem]:
     sound = []
     first = ""
     for problem in problems:
-        judged = verify(problem, boxed_answer(f"\\boxed{{{problem.answer}}}"))
+        if not problem.answer and problem.kind in NO_GOLD_NEEDED:
+            sound.append(problem)  # schema, pattern or tests say what is right; there is no gold to prove them with
+            continue
+        judged = verify(problem, gold_as_answer(problem))
         if judged.outcome == "correct":
             sound.append(problem)
         elif not first:
@@ -74,7 +76,7 @@ def _with_sound_golds(problems: list[Problem], split: str) -> list[Problem]:
             f"problems.{split}: {num_unsound} of {len(problems)} gold answers do not verify themselves; {first}; correct the "
             "answers, answer_field or kind"
         )
-    check = self_check(sound[:: max(1, len(sound) // MUTATED_PROBLEMS)])
+    check = self_check([problem for problem in sound if problem.answer][:: max(1, len(sound) // MUTATED_PROBLEMS)])
     num_accepted = check.num_mutated - check.mutated_rejected
     if num_accepted > MAX_MUTATED_ACCEPTED * check.num_mutated:
         raise RecipeError(
@@ -82,6 +84,26 @@ def _with_sound_golds(problems: list[Problem], split: str) -> list[Problem]:
             f"{check.failures[0]}; choose another kind"
         )
     return sound
+
+
+def self_test(recipe: Recipe) -> dict[str, SelfCheck]:
+    """Let the verifiers prove themselves on every source of problems: golds have to be accepted, altered golds refused.
+
+    Returns:
+        by ``split: source``; problems without a gold are not among them.
+
+    Raises:
+        RecipeError: a source cannot be read.
+    """
+    found: dict[str, list[Problem]] = {}
+    for split in ("train", "validation", "test"):
+        problems = [problem for source in getattr(recipe.problems, split) for problem in _read(source, split)]
+        if split == "train" and isinstance(recipe.teacher, ReplayTeacher):
+            problems = replayed_problems(recipe.teacher)
+        for problem in problems:
+            if problem.answer:
+                found.setdefault(f"{split}: {problem.source}", []).append(problem)
+    return {name: self_check(problems) for name, problems in found.items()}
 
 
 def _read(source: ReasoningGymSource | FileSource | DatasetSource, split: Split) -> list[Problem]:

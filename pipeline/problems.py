@@ -6,14 +6,14 @@ import contextlib
 import difflib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from stillhouse.pipeline.dedup import normalized_text
 from stillhouse.pipeline.errors import RecipeError
 from stillhouse.pipeline.judge_worker import encode_entry
 from stillhouse.pipeline.records import Problem, Split
-from stillhouse.pipeline.verification import require_known_kind
+from stillhouse.pipeline.verification import ENTRY_FIELDS, NO_GOLD_NEEDED, require_known_kind
 
 
 def reasoning_gym_problems(task: str, *, split: Split, size: int, seed: int, options: Mapping[str, Any]) -> list[Problem]:
@@ -93,7 +93,7 @@ def local_problems(
         raise RecipeError(f"cannot read problems from {path}: {error}") from error
     try:
         with opened as file:
-            rows = readers[suffix](file, path)
+            rows = readers[suffix](file, path, ENTRY_FIELDS.get(kind, ()))
             return _problems_of_rows(
                 rows,
                 path,
@@ -150,12 +150,15 @@ def dataset_problems(
     )
 
 
-def _jsonl_rows(file: Any, path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _jsonl_rows(file: Any, path: str, entry_fields: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line, parse_float=str, parse_int=str)
+            if isinstance(row, dict) and (named := [name for name in entry_fields if name in row]):
+                plain = json.loads(line)  # what a verifier reads keeps its types
+                row |= {name: plain[name] for name in named}
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path}, line {number}: not JSON ({error})") from error
         if not isinstance(row, dict):
@@ -163,7 +166,7 @@ def _jsonl_rows(file: Any, path: str) -> Iterator[tuple[int, Mapping[str, Any]]]
         yield number, row
 
 
-def _parquet_rows(file: Any, path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _parquet_rows(file: Any, path: str, entry_fields: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -199,7 +202,9 @@ def _problems_of_rows(
             value = row.get(field)
             if isinstance(value, (dict, list, bool)):
                 raise RecipeError(f"{where}, row {number}: field {field!r} holds a {type(value).__name__}, not text")
-            if value is None or not str(value).strip():
+            if field == answer_field and field not in row and kind in NO_GOLD_NEEDED:
+                value = ""
+            elif value is None or not str(value).strip():
                 has = "is empty" if field in row else f"is missing; the row has {', '.join(map(str, row)) or 'nothing'}"
                 raise RecipeError(f"{where}, row {number}: field {field!r} {has}")
             texts.append(str(value).strip())
@@ -208,7 +213,9 @@ def _problems_of_rows(
             if not marker or not gold.strip():
                 raise RecipeError(f"{where}, row {number}: field {answer_field!r} has nothing behind {answer_after!r}")
             texts[1] = gold.strip()
-        problems.append(Problem(texts[0], texts[1], kind, source, split))
+        entry = {name: row[name] for name in ENTRY_FIELDS.get(kind, ()) if row.get(name) is not None}
+        text = json.dumps(entry, sort_keys=True, ensure_ascii=False) if entry else ""
+        problems.append(Problem(texts[0], texts[1], kind, source, split, text))
     if not problems:
         raise RecipeError(f"{where}: no rows, so no problems")
     return problems

@@ -31,6 +31,16 @@ VERIFIER_VERSION = 2
 KINDS = ("reasoning_gym", "math", "choice", "exact", "number", "json", "regex", "code")
 """Beside them ``python:package.module:function``, a user's own."""
 
+ENTRY_FIELDS: dict[str, tuple[str, ...]] = {
+    "number": ("rel_tol", "abs_tol", "unit"),
+    "json": ("schema", "equal"),
+    "regex": ("pattern",),
+    "code": ("tests", "entry_point", "setup"),
+}
+"""What a kind is judged by beside the answer: columns of a problem file that go into ``Problem.entry``."""
+NO_GOLD_NEEDED = frozenset({"json", "regex", "code"})
+"""Kinds whose problems may have no gold answer: schema, pattern or tests say what is right."""
+
 DEADLINE_S = 5.0
 MAX_ANSWER_CHARS = 4_000
 
@@ -151,6 +161,11 @@ def mutated_golds(problem: Problem) -> list[str]:
     return [f"{gold} zzz", "zzz"]
 
 
+def gold_as_answer(problem: Problem) -> str | None:
+    """The gold as it would be extracted from a completion: from a box, or as it is for code, whose braces need not balance."""
+    return problem.answer if problem.kind == "code" else boxed_answer(f"\\boxed{{{problem.answer}}}")
+
+
 def self_check(problems: Iterable[Problem]) -> SelfCheck:
     """Let the verifiers prove themselves on the user's own problems before a teacher token is spent.
 
@@ -161,9 +176,7 @@ def self_check(problems: Iterable[Problem]) -> SelfCheck:
     failures = []
     for problem in problems:
         num_problems += 1
-        boxed = problem.kind != "code"  # a program stands in a fenced block, and its braces need not balance
-        extracted = boxed_answer(f"\\boxed{{{problem.answer}}}") if boxed else problem.answer
-        judgement = verify(problem, extracted)
+        judgement = verify(problem, gold_as_answer(problem))
         name = f"{problem.source} problem {problem.id[:12]}"
         if judgement.outcome == "correct":
             gold_accepted += 1

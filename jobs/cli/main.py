@@ -17,6 +17,7 @@ import typer
 from stillhouse.jobs.cli.say import JsonOption, say
 from stillhouse.jobs.cli.teachers import fault_server, list_teachers
 from stillhouse.jobs.cli.traces import traces_app
+from stillhouse.jobs.cli.verify import verify
 from stillhouse.jobs.environment import PROCESS_ENVIRONMENT, settle_environment
 from stillhouse.pipeline.errors import ExitCode, StillhouseError
 
@@ -33,6 +34,9 @@ bench_app = typer.Typer(help="Measure speed against named peers.", no_args_is_he
 app.add_typer(bench_app, name="bench")
 app.add_typer(traces_app, name="traces")
 app.command("teachers")(list_teachers)
+app.command("verify", epilog="Exit codes: 0 judged, 2 a row or kind that is not understood; with --self-test 1: not sound.")(
+    verify
+)
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 app.command("fault-server", context_settings=PASSED_ON)(fault_server)
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from stillhouse.pipeline.filters.drop import Drop
-from stillhouse.pipeline.overlap.ngrams import ngram_hashes, single_blanks
+from stillhouse.pipeline.overlap.ngrams import ngram_hashes_of, single_blanks
 from stillhouse.pipeline.records import Trace
 
 _MIN_SENTENCE_CHARS = 20
+_BLOCK_BYTES = 4_096
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Repetition:
         if drop := self._lines(text) or self._sentences(text) or self._paragraphs(text):
             return drop
         words = single_blanks(text)
-        hashes, _ = ngram_hashes([words], self.ngram)
+        hashes = ngram_hashes_of(words, self.ngram)
         in_order = np.sort(hashes)
         return self._ngrams(words, hashes, in_order) or self._size(text, in_order)
 
@@ -90,9 +91,10 @@ class Repetition:
         raw = text.encode() if len(text) * 4 >= self.compress_from_bytes else b""
         if len(raw) < self.compress_from_bytes:
             return None
-        # The fast level misses loops of a long period, which repeat their n-grams word by word.
+        # A block of a loop compresses well, unless the loop is longer than the block; its n-grams then come again word by word.
+        block = raw[len(raw) // 2 :][:_BLOCK_BYTES]
         num_repeated = int((in_order[1:] == in_order[:-1]).sum())
-        if 2 * num_repeated < len(in_order) and len(zlib.compress(raw, 1)) > 4 * self.min_compressed_share * len(raw):
+        if 2 * num_repeated < len(in_order) and len(zlib.compress(block, 1)) > 4 * self.min_compressed_share * len(block):
             return None
         share = len(zlib.compress(raw, 6)) / len(raw)
         if share >= self.min_compressed_share:

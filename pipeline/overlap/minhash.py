@@ -32,27 +32,26 @@ class Sketches:
 
     Args:
         bytes_: shape (texts, permutations), uint8, the low byte of each minimum.
-        band_keys: shape (texts, bands), uint64; texts that share one are compared.
-        groups: shape (texts,), uint64; only texts of one group are ever compared.
+        band_keys: shape (texts, bands), uint64; texts that share one are compared. The group of a text is part of its keys, so
+            texts of different groups never are.
     """
 
     bytes_: np.ndarray
     band_keys: np.ndarray
-    groups: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.groups)
+        return len(self.band_keys)
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Sketches:
         rows = np.asarray(rows, np.int64)
-        return Sketches(self.bytes_[rows], self.band_keys[rows], self.groups[rows])
+        return Sketches(self.bytes_[rows], self.band_keys[rows])
 
 
 def concatenated(parts: Sequence[Sketches]) -> Sketches:
     """Put the sketches of several batches one after the other; they must have been made with the same arguments."""
     if not parts:
-        return Sketches(np.zeros((0, NUM_PERM), np.uint8), np.zeros((0, 1), np.uint64), np.zeros(0, np.uint64))
-    return Sketches(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("bytes_", "band_keys", "groups")))
+        return Sketches(np.zeros((0, NUM_PERM), np.uint8), np.zeros((0, 1), np.uint64))
+    return Sketches(np.concatenate([part.bytes_ for part in parts]), np.concatenate([part.band_keys for part in parts]))
 
 
 def signatures(texts: Sequence[str], *, num_words: int = NUM_WORDS, num_perm: int = NUM_PERM, seed: int = 1) -> np.ndarray:
@@ -125,7 +124,7 @@ def sketches(
         for column in range(band * rows, (band + 1) * rows):
             key = mixed(key ^ signed[:, column])
         keys[:, band] = key
-    return Sketches((signed & np.uint32(0xFF)).astype(np.uint8), keys, groups)
+    return Sketches((signed & np.uint32(0xFF)).astype(np.uint8), keys)
 
 
 def near_duplicates(sketched: Sketches, *, threshold: float) -> tuple[np.ndarray, np.ndarray]:
@@ -150,8 +149,6 @@ def near_duplicates(sketched: Sketches, *, threshold: float) -> tuple[np.ndarray
         candidates = {other for bucket in buckets_of[begin:end] for other in kept_in.get(bucket, ())}
         if candidates:
             others = np.array(sorted(candidates))
-            others = others[sketched.groups[others] == sketched.groups[row]]
-        if candidates and len(others):
             estimates = _similarity(sketched.bytes_[others], sketched.bytes_[row])
             best = int(estimates.argmax())
             if estimates[best] >= threshold:

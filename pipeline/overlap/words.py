@@ -10,10 +10,13 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-_SUPERSCRIPTS = str.maketrans({c: f"^{i}" for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")})
-_TYPOGRAPHY = str.maketrans(
-    {**dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"), **dict.fromkeys("×·⋅∙", "*"), "÷": "/"}
-)
+_SIGNS = {
+    **{char: f"^{i}" for i, char in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
+    **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"),
+    **dict.fromkeys("×·⋅∙", "*"),
+    "÷": "/",
+}
+_SIGN = re.compile(f"[{''.join(_SIGNS)}]")
 _FRACTION = re.compile(r"\\[dtc]?frac\s*\{\s*(-?[\w.]+)\s*\}\s*\{\s*(-?[\w.]+)\s*\}")
 _STYLE = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|operatorname|emph)\s*\{([^{}]*)\}")
 _TIMES = re.compile(r"\\(?:times|cdot|ast)(?![a-z])")
@@ -76,7 +79,8 @@ def _normalized(text: str) -> str:
     if text.isascii():
         text = text.lower()
     else:
-        text = unicodedata.normalize("NFKC", text.translate(_SUPERSCRIPTS)).casefold().translate(_TYPOGRAPHY)
+        text = _SIGN.sub(lambda sign: _SIGNS[sign[0]], text)
+        text = unicodedata.normalize("NFKC", text).casefold()
     text = text.replace("$", "").replace("~", " ")
     if "<" in text:
         text = _TAG.sub("\n", text)

@@ -11,7 +11,9 @@ never equal to anything but themselves. What the program does in place to an arg
 
 import ast
 import builtins
+import importlib
 import json
+import math
 import secrets
 import sys
 import traceback
@@ -22,9 +24,11 @@ from stillhouse.pipeline.sandbox.wire import DEEP, instance, rebuilt, send, setu
 
 _SAFE_MODULES = ("builtins", "math", "operator")
 _TESTS = "tests.py"
-# Methods by which builtin values answer yes or no. An object that answers in their place would be its own judge.
+# Names by which values are judged: methods of builtin types that answer yes or no, and functions that compare. An object or a
+# function of the program's that answers to one of them would be its own judge.
 _PREDICATES = {
-    name for kind in (str, bytes, set, float) for name in dir(kind) if name.startswith("is") or name.endswith("swith")
+    *(name for kind in (str, bytes, set, float) for name in dir(kind) if name.startswith("is") or name.endswith("swith")),
+    *("isclose", "isnan", "isinf", "isfinite", "allclose", "array_equal", "array_equiv", "approx", "compare_digest"),
 }
 
 
@@ -162,8 +166,14 @@ class Judge:
         tree = ast.parse(tests, _TESTS)
         solution = types.ModuleType("solution")  # tests may say `from solution import f`
         sys.modules["solution"] = solution
+        wanted = names_in(entry_point or "0")
         for name in sorted(free_names(tree, entry_point) - set(self.names)):  # what the setup defines, both sides have
-            self.fetch(name)
+            if name in sys.stdlib_module_names and name not in wanted and is_only_looked_into(name, tree):
+                self.names[name] = importlib.import_module(name)  # tests count on the solution's imports
+            elif name in _PREDICATES - wanted:
+                self.names[name] = getattr(math, name, None) or refuse(f"the tests compare with {name} and do not import it")
+            else:
+                self.fetch(name)
             if name in self.names:
                 setattr(solution, name, self.names[name])
         exec(compile(tree, _TESTS, "exec"), self.names)
@@ -183,7 +193,7 @@ class Judge:
         except ProgramEnded:
             return {"ended": True}
         except CannotCross as error:
-            return {"outcome": "undecided", "reason": f"{error}; that cannot cross between the two sandboxes"}
+            return {"outcome": "undecided", "reason": f"{error}; that cannot be carried between the two sandboxes"}
         except SystemExit as error:
             if error.code in (None, 0, False):  # unittest.main() of tests that passed
                 return self.passed()
@@ -213,6 +223,16 @@ class Judge:
         if not self.answers:
             return {"outcome": "undecided", "reason": "the tests never call the program"}
         return {"outcome": "correct", "reason": f"all tests pass, {self.answers} answers of the program"}
+
+
+def refuse(why):
+    raise CannotCross(why)
+
+
+def is_only_looked_into(name, tree):
+    """Whether a name is used as a module is: ``name.something``, never by itself."""
+    bases = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return all(id(node) in bases for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == name)
 
 
 def names_in(source):

@@ -17,13 +17,12 @@ from typing import Any, Literal
 
 from stillhouse.pipeline.errors import RecipeError
 from stillhouse.pipeline.extraction import THINK_CLOSE, THINK_OPEN, boxed_answer, fenced_block, strict_answer_of
-from stillhouse.pipeline.verification import DEADLINE_S, judge, require_known_kind
+from stillhouse.pipeline.verification import DEADLINE_S, ENTRY_FIELDS, NO_GOLD_NEEDED, judge, require_known_kind
 from stillhouse.pipeline.verifiers.choice import letter_of
 from stillhouse.pipeline.verifiers.lenient import lenient_answer, lenient_letter
 
 Extraction = Literal["strict", "lenient"]
 _CHUNK = 16
-_ENTRY_FIELDS = ("rel_tol", "abs_tol", "unit", "schema", "equal", "pattern", "tests", "entry_point", "setup")
 
 # A gold that is a choice: "C", "(D) Alina", "C Cecile", or prose whose last line says so.
 _CHOICE_GOLD = re.compile(r"\(?([A-J])\)?\.?|(?:.*\n)?\(([A-J])\)\s+\S.*|(?:.*\n)?([A-J])[ .:)]+[A-Z]\w.*", re.DOTALL)
@@ -46,7 +45,7 @@ def judge_row(
         StillhouseError: the checking process does not start.
     """
     require_known_kind(kind, where="row")
-    if "pred" not in row or ("gold" not in row and kind not in ("json", "regex", "reasoning_gym", "code")):
+    if "pred" not in row or ("gold" not in row and kind not in NO_GOLD_NEEDED | {"reasoning_gym"}):
         raise RecipeError(f"a row of kind {kind} needs 'gold' and 'pred'; it has {', '.join(map(repr, row)) or 'nothing'}")
     gold, pred = _text(row.get("gold")), _text(row["pred"])
     entry = _entry(kind, row)
@@ -145,7 +144,7 @@ def _entry(kind: str, row: Mapping[str, Any]) -> dict[str, Any]:
         except json.JSONDecodeError as error:
             raise RecipeError(f"the row's 'entry' is not JSON ({error})") from error
     entry = dict(given) if isinstance(given, Mapping) else {}
-    entry |= {name: row[name] for name in _ENTRY_FIELDS if name in row}
+    entry |= {name: row[name] for name in ENTRY_FIELDS.get(kind, ()) if name in row}
     if kind == "json" and row.get("gold") is None:
         entry.setdefault("equal", False)
     return entry

@@ -17,7 +17,10 @@ def sentences() -> list[str]:
 
 
 def long_traces(num_traces: int, *, num_chars: int = 12_000, seed: int = 0) -> list[Trace]:
-    """Traces of the length and make of a reasoning model's; they pass every filter that ships."""
+    """Traces of the length and make of a reasoning model's; they pass every filter that ships.
+
+    Every second one has an arrow and a sign beyond ASCII in it, which is what costs: Python takes other ways then.
+    """
     draw, pool = random.Random(seed), sentences()
     traces = []
     for index in range(num_traces):
@@ -26,6 +29,8 @@ def long_traces(num_traces: int, *, num_chars: int = 12_000, seed: int = 0) -> l
             part = draw.choice(pool) if draw.random() < 0.7 else _worked_line(draw)
             parts.append(part + draw.choice((" ", " ", "\n", "\n\n")))
             size += len(parts[-1])
+        if index % 2:
+            parts.append(f"Since {size}² ≥ {size}, that holds → done.\n")
         answer = draw.randint(1, 999)
         text = f"<think>\n{''.join(parts)}</think>\n\nThe answer is $\\boxed{{{answer}}}$."
         problem = Problem("?", str(answer), "math", "harness", "train")

@@ -47,6 +47,10 @@ assert {add(1, 1), 3}.issubset({2, 3})
 assert [add(1, 1)] == [2] and sorted([add(2, 1), 1]) == [1, 3]
 """
 }
+# Tests that count on what a solution imports.
+COUNTING_ON_IMPORTS = {"tests": "assert math.isclose(add(1, 2), 3.0)\nassert add(0.5, 0) == 0.5", "entry_point": "add"}
+BARE_PREDICATE = {"tests": "assert isclose(add(1, 2), 3.0)", "entry_point": "add"}
+NUMPY_PREDICATE = {"tests": "assert np.allclose(add(1, 2), 3.0)", "entry_point": "add"}
 SUBSET = {"tests": "assert add(1, 2).issubset({7})"}
 RAISES = {
     "tests": """
@@ -101,6 +105,9 @@ ENTRIES = {
     "OUTPUT": IO_TESTS,
     "ASSERTS": ASSERTS,
     "COMPARISONS": COMPARISONS,
+    "COUNTING_ON_IMPORTS": COUNTING_ON_IMPORTS,
+    "BARE_PREDICATE": BARE_PREDICATE,
+    "NUMPY_PREDICATE": NUMPY_PREDICATE,
     "SUBSET": SUBSET,
     "RAISES": RAISES,
     "CALLBACK": CALLBACK,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
 import shutil
 import signal
@@ -20,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from stillhouse.pipeline.sandbox import seccomp
-from stillhouse.pipeline.sandbox.probe import probe, probed
+from stillhouse.pipeline.sandbox.probe import probed
 from stillhouse.pipeline.sandbox.process import SandboxProcess
 from stillhouse.pipeline.sandbox.records import Limits, SandboxUnavailable
 from stillhouse.pipeline.sandbox.run import run_by_route, run_sandboxed
@@ -109,13 +108,14 @@ def test_the_table_sees_leaks_where_there_is_no_sandbox():
     code = (
         "from tests.harness import sandbox_attacks as a\n"
         "a.programs = lambda: []\n"
+        "a.CALLS = {}\n"  # they would leave shared memory and the like on this machine
         "found = a.run_all('unsafe-limits', None)\n"
         "print(*sorted({o.kind for o in found if o.leaked}), sum(o.leaked for o in found))"
     )
     answer = as_nobody.run(["-c", code], timeout_s=120)
     kinds = answer.stdout.split()
-    assert set(kinds[:-1]) >= {"environment", "files", "kernel", "network", "processes"}, answer.stderr
-    assert int(kinds[-1]) > 60
+    assert set(kinds[:-1]) >= {"environment", "files", "network", "processes"}, answer.stderr
+    assert int(kinds[-1]) > 40
 
 
 def test_namespaces_hold_without_the_filter(report, monkeypatch):
@@ -133,13 +133,21 @@ def test_namespaces_hold_without_the_filter(report, monkeypatch):
 
 def test_landlock_holds_without_namespaces():
     """The tier below strict would be no tier at all."""
-    found = probe(routes=())
-    if found.tier != "unsafe-confined":
-        pytest.skip(f"unsafe-confined is not there: {found.missing}")
-    refused = {check.name: check.refused for check in found.checks}
-    assert refused["read another user's file"]
-    assert refused["connect over TCP"]
-    assert refused["write outside the work folder"]
+    code = (
+        "import json\nfrom stillhouse.pipeline.sandbox.probe import probe\nfound = probe(routes=())\n"
+        "print(json.dumps([found.tier, found.missing, {c.name: c.refused for c in found.checks}]))"
+    )
+    if os.geteuid() == 0:
+        as_user_or_skip()
+        answer = as_nobody.run(["-c", code], timeout_s=120)
+    else:
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    tier, missing, refused = json.loads(answer.stdout)
+    if tier != "unsafe-confined":
+        pytest.skip(f"unsafe-confined is not there: {missing}")
+    for name in ("read another user's file", "write outside the work folder", "connect over TCP", "leave a process behind"):
+        assert refused[name], name
 
 
 def test_nothing_runs_where_namespaces_are_forbidden(tmp_path):
@@ -221,14 +229,15 @@ def test_a_failed_start_says_at_which_step(report, monkeypatch):
         process.wait_until_started()
 
 
-def test_system_call_numbers_are_the_kernels():
+@pytest.mark.parametrize(
+    ("machine", "header"),
+    [("x86_64", "/usr/include/x86_64-linux-gnu/asm/unistd_64.h"), ("aarch64", "/usr/include/asm-generic/unistd.h")],
+)
+def test_system_call_numbers_are_the_kernels(machine, header):
     """The filter would let through a call that it does not mean to, or refuse one that programs need."""
-    machine = platform.machine()
-    name = {"x86_64": "asm/unistd_64.h", "aarch64": "asm-generic/unistd.h"}[machine]
-    found = [path for path in (Path(f"/usr/include/{machine}-linux-gnu", name), Path("/usr/include", name)) if path.exists()]
-    if not found:
-        pytest.skip("the kernel's headers are not installed")
-    pairs = re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", found[0].read_text())
+    if not Path(header).exists():
+        pytest.skip(f"no {header}: the kernel's headers are not installed")
+    pairs = re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", Path(header).read_text())
     numbers = {name: int(number) for name, number in pairs}
     listed = seccomp.allowed_syscalls(machine)
     assert [name for name, number in listed.items() if numbers.get(name, number) != number] == []

@@ -11,7 +11,7 @@ from stillhouse.pipeline.decontamination import Decontaminator
 from stillhouse.pipeline.dedup import exact_duplicates, group_numbers, near_duplicates, normalized_text, text_digest
 from stillhouse.pipeline.filters.repetition import Repetition
 from stillhouse.pipeline.overlap.minhash import sketches
-from stillhouse.pipeline.overlap.ngrams import ngram_hashes, run_hashes, single_blanks, window_hashes
+from stillhouse.pipeline.overlap.ngrams import mixed, ngram_hashes, ngram_hashes_of, run_hashes, single_blanks, window_hashes
 from stillhouse.pipeline.overlap.words import plain_text, to_words
 from stillhouse.pipeline.selection import Candidate, select
 
@@ -40,6 +40,10 @@ def test_ngram_hashes_are_a_function_of_the_words_alone(texts, n):
         grams = [tuple(words[k : k + n]) for k in range(max(1, len(words) - n + 1))] if words else []
         assert len(alone) == len(grams)
         assert len(set(alone.tolist())) == len(set(grams))
+        if len(words) >= n:
+            assert mixed(ngram_hashes_of(text, n)).tolist() == alone.tolist()
+        else:
+            assert len(ngram_hashes_of(text, n)) == 0
 
 
 @settings(max_examples=400)
@@ -119,7 +123,7 @@ def test_repeated_runs_are_counted_exactly(words, limit):
     never = 10**6
     found = Repetition(never, never, never, never, ngram=4, max_same_ngram=limit, compress_from_bytes=never)._ngrams
     text = " ".join(words)
-    hashes, _ = ngram_hashes([text], 4)
+    hashes = ngram_hashes_of(text, 4)
     gram, times = Counter(tuple(words[i : i + 4]) for i in range(len(words) - 3)).most_common(1)[0]
     drop = found(text, hashes, np.sort(hashes))
     assert (drop is not None) == (times >= limit)

@@ -87,7 +87,8 @@ def test_no_cheat_is_called_correct(sandbox, every):
         said = dict(zip([cheat.name for cheat in rows], threads.map(lambda cheat: judge(cheat, timeout_s=20), rows)))
     assert {name: judgement for name, judgement in said.items() if judgement.outcome == "correct"} == {}
     undecided = {name for name, judgement in said.items() if judgement.outcome == "undecided"}
-    assert undecided <= {"yes to every comparison", "issubset that says yes", "raise the tests' recursion"}
+    allowed = {"yes to every comparison", "issubset that says yes", "raise the tests' recursion", "a numpy that says yes"}
+    assert undecided <= allowed
 
 
 @pytest.mark.parametrize(

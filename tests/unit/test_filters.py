@@ -122,6 +122,12 @@ def test_compression_finds_loops_of_long_blocks_only_in_long_texts():
     assert reason(counts_only, (block + " ") * 30) == "compresses like a loop"
     assert reason(counts_only, " ".join(str(rng.randint(0, 10**6)) for _ in range(4500))) is None
     assert reason(counts_only, "a" * 3000) is None
+    long_block = " ".join(str(rng.randint(0, 10**6)) for _ in range(1500))
+    assert reason(counts_only, " ".join([long_block] * 40)) == "compresses like a loop"
+    counted = "".join(
+        f"Step {i}: nothing at all has changed since the step before, so that we must look at it again. " for i in range(300)
+    )
+    assert reason(counts_only, counted) == "compresses like a loop"
 
 
 @pytest.mark.parametrize(
