@@ -1,6 +1,6 @@
 """Run this Python as an unprivileged user, for tests that were started as root.
 
-A Python under a folder that is closed to others (``/root/.pyenv``) cannot be started by them. In a mount namespace of its own,
+A Python under a folder that is closed to others (root's home) cannot be started by them. In a mount namespace of its own,
 each closed folder on the way is replaced by an open, empty one into which only what Python needs is bound again.
 """
 

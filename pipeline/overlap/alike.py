@@ -12,8 +12,7 @@ from stillhouse.pipeline.overlap.minhash import sketches
 
 _N = 3
 _NUM_PERM = 64
-_PROPOSE = 0.5
-_MIN_ALIKE = 0.6
+_MIN_ALIKE = 0.5
 _MIN_ALIKE_WITHOUT_NUMBERS = 0.8
 _MIN_ALIKE_AT_NUMBERS = 0.6
 _MIN_GRAMS = 8
@@ -78,4 +77,4 @@ def _band_keys(texts: Sequence[Gram]) -> np.ndarray:
     signs = [" ".join(word for word in words if not word[0].isalpha()) for words in texts]
     groups = np.array([int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") for text in signs], np.uint64)
     joined = [" ".join("".join(word.split()) for word in words) for words in texts]
-    return sketches(joined, groups, threshold=_PROPOSE, num_words=_N, num_perm=_NUM_PERM).band_keys
+    return sketches(joined, groups, threshold=_MIN_ALIKE, num_words=_N, num_perm=_NUM_PERM).band_keys

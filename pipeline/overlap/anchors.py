@@ -50,7 +50,8 @@ class Anchors:
         for n, (bitmap, shift, anchors) in self._tables.items():
             windows = window_hashes(hashes, n)
             maybe = np.flatnonzero(bitmap[(windows >> shift).astype(np.int64)])
-            hits = maybe[np.isin(windows[maybe], anchors)]
+            place = np.minimum(np.searchsorted(anchors, windows[maybe]), len(anchors) - 1)
+            hits = maybe[anchors[place] == windows[maybe]]
             text_of_hit = np.searchsorted(starts, hits, side="right") - 1
             found[text_of_hit[hits + n <= starts[text_of_hit + 1]]] = True
 

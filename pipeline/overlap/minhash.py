@@ -120,7 +120,7 @@ def sketches(
     bands, rows = bands_for(threshold, num_perm)
     keys = np.empty((len(texts), bands), np.uint64)
     for band in range(bands):
-        key = groups + np.uint64(band)
+        key = groups
         for column in range(band * rows, (band + 1) * rows):
             key = mixed(key ^ signed[:, column])
         keys[:, band] = key

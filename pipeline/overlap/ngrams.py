@@ -77,7 +77,7 @@ def ngram_hashes_of(text: str, n: int) -> np.ndarray:
     """
     buffer = np.frombuffer(text.encode(), np.uint8)
     blanks = np.flatnonzero(buffer == _BLANK)
-    if len(blanks) + 1 < n:
+    if not text or len(blanks) + 1 < n:
         return np.zeros(0, np.uint64)
     begins = np.zeros(len(blanks) + 2 - n, np.int64)
     begins[1:] = blanks[: len(blanks) + 1 - n] + 1

@@ -31,6 +31,7 @@ _WORD = re.compile(
 )
 _TAG = re.compile(r"</?[a-z]{1,20}>")
 _POINTS = re.compile(r"\(\s*\d+\s*(?:points?|pts?|marks?)\s*\)")
+_DIGIT_OUTSIDE_ASCII = re.compile(r"[^\D0-9]")
 _NO_WORD_OUTSIDE_ASCII = re.compile(r"[^\x00-\x7f\w]+")
 
 
@@ -81,6 +82,7 @@ def _normalized(text: str) -> str:
     else:
         text = _SIGN.sub(lambda sign: _SIGNS[sign[0]], text)
         text = unicodedata.normalize("NFKC", text).casefold()
+        text = _DIGIT_OUTSIDE_ASCII.sub(lambda digit: str(int(digit[0])), text)
     text = text.replace("$", "").replace("~", " ")
     if "<" in text:
         text = _TAG.sub("\n", text)

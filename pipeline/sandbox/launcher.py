@@ -58,8 +58,7 @@ def main(spec_fd: int, report_fd: int, control_fd: int) -> int:
     prctl(PR_SET_SUBREAPER, 1)
     if spec["cgroup"]:
         at("join the cgroup")
-        for path in spec["cgroup"]:
-            write_text(path, "0")
+        write_text(spec["cgroup"] + "/cgroup.procs", "0")
     waking, woken = os.pipe()
     os.set_blocking(woken, False)
     signal.set_wakeup_fd(woken)
@@ -76,7 +75,14 @@ def main(spec_fd: int, report_fd: int, control_fd: int) -> int:
     else:
         child = start(report_fd, lambda: become_program(spec, report_fd))
     os.close(report_fd)
-    return wait(child, control_fd, waking, limit_s=spec["limits"]["wall_s"], namespaced=spec["route"] != "none")
+    status = wait(child, control_fd, waking, limit_s=spec["limits"]["wall_s"], namespaced=spec["route"] != "none")
+    if spec["cgroup"]:  # here and not in the caller, which may have been killed
+        write_text(os.path.dirname(spec["cgroup"]) + "/cgroup.procs", "0")
+        try:
+            os.rmdir(spec["cgroup"])
+        except OSError:  # the kernel has not noticed yet that it is empty: the caller removes it
+            return status
+    return status
 
 
 def wait(child: int, control_fd: int, waking: int, *, limit_s: float, namespaced: bool) -> int:

@@ -28,9 +28,10 @@ class Limits:
     Args:
         wall_s: seconds from its start to SIGKILL, for it and whatever it started.
         cpu_s: whole seconds of processor time a process; None is a second more than ``wall_s``, for each of 2 threads.
-        memory_bytes: address space of a process, and resident memory of all of them together.
+        memory_bytes: address space of a process, and resident memory of all of them together, which is looked at
+            50 times a second.
         disk_bytes: size of /tmp, and of any one file.
-        files: files in /tmp.
+        files: files in /tmp; where bubblewrap mounts it, watched from outside and not refused by the kernel.
         processes: processes and threads at the same time, the sandbox's own first process among them.
         open_files: file descriptors a process.
         output_bytes: of stdout and stderr together; past it the program is killed.

@@ -146,7 +146,7 @@ class Judge:
         function = self.functions[answer["back"]]
         try:
             return {"value": encode(function(*(decode(arg, self.resolve) for arg in answer["args"])), self.refer)}
-        except Exception as error:
+        except Exception as error:  # the program called, the program gets it
             return {"raised": [type(error).__name__, str(error)[:300]]}
 
     def fetch(self, name):

@@ -39,14 +39,17 @@ _LIMIT_WORDS: dict[KilledFor, str] = {
 }
 
 
-def python_block(completion: str) -> str | None:
+def program_of(completion: str) -> str | None:
     """Return the last closed ```` ```python ```` block after the think block; None where there is none.
 
-    A completion without think tags is searched as a whole; one whose think block is not closed has no program.
+    A text without think tags is searched as a whole, and is itself the program where it has no fence either (a bare answer).
+    One whose think block is not closed has no program.
     """
     _, closed, after = completion.rpartition(THINK_CLOSE)
     if not closed and THINK_OPEN in completion:
         return None
+    if not closed and "```" not in completion:
+        return completion if completion.strip() else None
     blocks = _PYTHON_BLOCK.findall(after)
     return blocks[-1] if blocks and blocks[-1].strip() else None
 
@@ -58,8 +61,8 @@ def verify_code(
     timeout_s: float = DEADLINE_S,
     sandbox: Tier | SandboxService = "strict",
 ) -> Judgement:
-    """Judge the program in a whole completion: the last python block after the think block. Otherwise as `verify_program`."""
-    program = python_block(completion)
+    """Judge the program in a whole completion (`program_of`: the last python block). Otherwise as `verify_program`."""
+    program = program_of(completion)
     if program is None:
         return Judgement("wrong", "no closed ```python block after the think block")
     return verify_program(problem_entry, program, timeout_s=timeout_s, sandbox=sandbox)

@@ -20,7 +20,7 @@ TEXT = st.lists(WORD, max_size=14).map(" ".join)
 PIECES = [
     *("\\frac{3}{4}", "\\dfrac{", "}{", "\\text{", "}", "\\times", "\\div", "\\begin{x}", "\\,", "\\left(", "\\sqrt", "$", "~"),
     *("1,000", "1{,}000", ",", "000", "x²", "½", "<think>", "</p>", "a<b", "(4 points)", "(4", "12", ".", "5", "-", "*", "—"),
-    *("ab", "é", "数", " ", "\n"),
+    *("ab", "é", "数", "૦", "٣", " ", "\n"),
 ]
 MARKUP = st.one_of(st.lists(st.sampled_from(PIECES), max_size=20).map("".join), st.text(max_size=40))
 SENTENCE = st.lists(

@@ -18,7 +18,7 @@ from stillhouse.pipeline.errors import RecipeError
 from stillhouse.pipeline.sandbox.crossing import CannotCross, decode, encode, overwrite
 from stillhouse.pipeline.sandbox.probe import probed
 from stillhouse.pipeline.sandbox.service import SandboxService
-from stillhouse.pipeline.verifiers.code import normalised, python_block, verify_code, verify_program
+from stillhouse.pipeline.verifiers.code import normalised, program_of, verify_code, verify_program
 from tests.harness.attack_table import sections
 from tests.harness.scoring_cheats import cheats, judge
 
@@ -44,11 +44,14 @@ def sandbox():
         ("<think>x</think>\n```python\ns = '```'\n```", "s = '```'\n"),
         ("<think>x</think>\n```python\n\n```", None),
         ("no think tags\n```py\na\n```", "a\n"),
+        ("print(1)", "print(1)"),
+        ("no think tags\n```\na\n```", None),
+        (" \n", None),
     ],
 )
-def test_the_last_python_block_after_the_think_block_is_the_program(completion, program):
+def test_the_last_program_of_after_the_think_block_is_the_program(completion, program):
     """A draft inside the reasoning, or sample output, would be judged in place of the answer."""
-    assert python_block(completion) == program
+    assert program_of(completion) == program
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,8 @@ VARIANTS = {
     "dollars": lambda s: re.sub(r"(\d[\d +*/()-]*\d)", r"$\1$", s),
     "no closing mark": lambda s: re.sub(r"[.?:=\s]+$", "", s).lower(),
     "embedded": lambda s: f"Here is a task.\n{s}\nShow your 2 best attempts.",
+    "exam sheet": lambda s: f"Problem 17. {s} (4 points)",
+    "tags": lambda s: f"<p>{s}</p>",
     "quoted": lambda s: f'The user asks: "{s}" Let me think.',
 }
 
@@ -173,12 +175,39 @@ def test_a_reworded_copy_is_found_by_minhash():
     assert Decontaminator([item], min_share=2.0).check(copy.replace("23", "24"), "") is None
 
 
+def test_how_much_may_be_reworded():
+    """Above half of all runs of three words it is a copy, under it another problem that happens to have the same numbers."""
+    item = (
+        "Lena has 14 red marbles and her older sister keeps 23 blue marbles under the bed where nobody ever looks for them "
+        "because of the dust and the spiders that came with the house when the family moved there last winter from Bremen"
+    )
+    decontaminator = Decontaminator([item], min_share=2.0)
+    words, draw = item.split(), random.Random(2)
+    free = [i for i in range(len(words)) if not any(word.isdigit() for word in words[max(0, i - 2) : i + 3])]
+    seen = {True: 0, False: 0}
+    for num_changed in [2] * 15 + [6] * 15:
+        changed = list(words)
+        for i in draw.sample(free, num_changed):
+            changed[i] = f"other{'abcdefghij'[i % 10]}"
+        grams = [set(zip(text, text[1:], text[2:])) for text in (words, changed)]
+        alike = len(grams[0] & grams[1]) / len(grams[0] | grams[1])
+        if not 0.45 < alike < 0.6:
+            seen[alike > 0.5] += 1
+            assert (decontaminator.check(" ".join(changed), "") is not None) == (alike > 0.5)
+    assert min(seen.values()) >= 8
+
+
 def test_instructions_around_an_item_are_no_part_of_it():
     """Benchmarks append how to answer; the copy in the training data comes without it, or with another one."""
     suffix = "Please reason step by step, and put your final answer within \\boxed{}."
     decontaminator = Decontaminator([f"{WORDY}\n{suffix}"])
     assert decontaminator.check(f"{WORDY} Let's think step by step.", "") is not None
     assert decontaminator.check(f"What is 2 + 2? {suffix}", f"<think>I shall {suffix.lower()}</think>4") is None
+    choice = "{} The last line of your response should be of the following format: 'Answer: $LETTER' (without quotes). {}"
+    asked = Decontaminator([choice.format("Name a city.", "Go on.")], min_share=0.4)
+    assert asked.check(choice.format("Which river is longer?", "Think first."), "") is None
+    short = Decontaminator([f"Calculate 5 - 3.\n{suffix}"])
+    assert short.check("Calculate 5 - 3.", "").reason == "the prompt is a test problem"
 
 
 def test_batches_say_what_single_traces_do():

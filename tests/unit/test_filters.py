@@ -260,6 +260,12 @@ CHINESE = "我们需要计算这些数字的和，然后写出答案。"
         (GOOD.replace("2 + 2", "The word 和 means sum; let α and β be angles, naïve or not, with \\alpha"), "What?", None),
         (GOOD.replace("2 + 2", CHINESE), "<|user|>计算这些数字的和", None),
         (GOOD.replace("2 + 2", "Давайте сложим числа по порядку"), "What is the sum of these?", "mixed scripts"),
+        (GOOD.replace("2 + 2", CHINESE), "What does the character 和 mean in this list of numbers?", "mixed scripts"),
+        (
+            GOOD.replace("2 + 2", "\\displaystyle\\operatorname\\displaystyle\\operatorname\\displaystyle\\operatorname да"),
+            "Is it?",
+            "mixed scripts",
+        ),
         (GOOD, "<|user|>计算这些数字的和", None),
         (f"<think>{CHINESE} sin x + cos y</think>答案 \\boxed{{7}}", "计算这些数字的和", None),
         (f"<think>{CHINESE} Это так, и это всё.</think>答案 \\boxed{{7}}", "计算这些数字的和", "mixed scripts"),
@@ -362,5 +368,6 @@ def test_rates_count_inside_and_outside_of_each_filter():
     assert control.pass_rate_let_through == pytest.approx(2 / 3)
     assert (length.name, length.mode, length.num_in, length.num_against) == ("length", "shadow", 3, 2)
     assert (length.pass_rate_let_through, length.pass_rate_against) == (1.0, 0.5)
+    assert sorted(v.trace_key for v in verdicts if not v.shadow) == ["a", "b", "c", "d", "e"]
     control, _ = filter_rates(settings, judged(traces, settings))
     assert control.pass_rate_against is None
