@@ -20,7 +20,7 @@ from tests.small_engine_pool import SPEC, ask_while, pool_of, servers
 
 
 @pytest.fixture
-def cluster(tmp_path, environment, monkeypatch):
+def cluster(tmp_path, environment, monkeypatch, only_cluster):
     """A head with no CPU to give and two nodes; its address and the nodes' processes."""
     monkeypatch.setenv("HOME", environment["HOME"])  # Ray keeps its token there
     port = free_port("127.0.0.1")
