@@ -29,7 +29,7 @@ def wait_for(what: str, check, timeout_s: float = 180) -> None:
 
 
 def alive_nodes(address: str, environment: dict[str, str], folder: Path) -> int:
-    """How many nodes the head knows of, 0 while it cannot be asked; a node's process answers some seconds before the head does."""
+    """How many nodes the head knows of, some seconds after their processes answer; 0 while it cannot be asked."""
     ask = (
         "from stillhouse.jobs.cluster import ray_session\n"
         f"with ray_session({address!r}) as ray:\n    print(sum(node['Alive'] for node in ray.nodes()))"
