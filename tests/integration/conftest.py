@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,14 @@ def environment(tmp_path_factory) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",
     }
+
+
+@pytest.fixture(scope="module")
+def only_cluster() -> Iterator[None]:
+    """Several nodes on two cores take long to start, and time out beside another cluster: test processes take turns."""
+    with Path(tempfile.gettempdir(), f"stillhouse-tests-cluster-{os.getuid()}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture

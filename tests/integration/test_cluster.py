@@ -21,7 +21,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def wait_for(what: str, check, timeout_s: float = 90) -> None:
+def wait_for(what: str, check, timeout_s: float = 180) -> None:
     deadline = time.monotonic() + timeout_s
     while not check():
         assert time.monotonic() < deadline, f"{what} did not come"
@@ -29,7 +29,7 @@ def wait_for(what: str, check, timeout_s: float = 90) -> None:
 
 
 def alive_nodes(address: str, environment: dict[str, str], folder: Path) -> int:
-    """How many nodes the head knows of; a node's process answers some seconds before the head does."""
+    """How many nodes the head knows of, some seconds after their processes answer; 0 while it cannot be asked."""
     ask = (
         "from stillhouse.jobs.cluster import ray_session\n"
         f"with ray_session({address!r}) as ray:\n    print(sum(node['Alive'] for node in ray.nodes()))"
@@ -37,8 +37,7 @@ def alive_nodes(address: str, environment: dict[str, str], folder: Path) -> int:
     done = subprocess.run(
         [sys.executable, "-c", ask], env=environment, cwd=folder, capture_output=True, text=True, timeout=120, check=False
     )
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout.split()[-1])
+    return int(done.stdout.split()[-1]) if done.returncode == 0 else 0
 
 
 def answers(port: int) -> bool:
@@ -47,7 +46,7 @@ def answers(port: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory, environment):
+def cluster(tmp_path_factory, environment, only_cluster):
     """A head and a second node, each with one CPU, so that two actors have to be on two nodes."""
     folder = tmp_path_factory.mktemp("c")
     port, dashboard = free_port(), free_port()

@@ -20,7 +20,7 @@ from tests.small_engine_pool import SPEC, ask_while, pool_of, servers
 
 
 @pytest.fixture
-def cluster(tmp_path, environment, monkeypatch):
+def cluster(tmp_path, environment, monkeypatch, only_cluster):
     """A head with no CPU to give and two nodes; its address and the nodes' processes."""
     monkeypatch.setenv("HOME", environment["HOME"])  # Ray keeps its token there
     port = free_port("127.0.0.1")
@@ -37,7 +37,7 @@ def cluster(tmp_path, environment, monkeypatch):
 
         begin("--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false")
         try:
-            deadline = time.monotonic() + 150
+            deadline = time.monotonic() + 300
             for expected in (1, 2, 3):  # one after another: a busy machine lets two that start together time out
                 while num_nodes(address) < expected:
                     assert time.monotonic() < deadline, (
@@ -69,7 +69,7 @@ def kill_tree(pid):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_dead_nodes_server_moves_to_another_node(cluster, tmp_path):
     """Spot machines go away in the middle of a run; their share of the work has to move."""
     address, nodes = cluster

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stillhouse.jobs.generators import GeneratorSpec, build_generator, describe_generator
+from stillhouse.jobs.generators import GeneratorSpec, build_generator
 from stillhouse.kernels import cpu
 from stillhouse.kernels.linear import Linear4bit
 from stillhouse.pipeline.errors import RecipeError
@@ -30,9 +30,7 @@ def emitted(request, tmp_path_factory):
 
 def load_both(folder, dtype):
     """The checkpoint's two generators, as the runner builds them."""
-    return [
-        build_generator(GeneratorSpec("transformers", str(folder), dtype=dtype, kernels=kernels)) for kernels in (False, True)
-    ]
+    return [build_generator(GeneratorSpec(str(folder), dtype=dtype, kernels=kernels)) for kernels in (False, True)]
 
 
 def logits(model, num_tokens):
@@ -63,12 +61,8 @@ def test_both_paths_hold_the_same_weights_and_give_the_same_logits(emitted, dtyp
     terms = LONGEST_SUM if dtype == "float32" else 1
     bound = (NUM_LINEARS * terms) ** 0.5 * eps * theirs.abs().max().item()
     assert (found - theirs).abs().max().item() <= 2 * bound
-    assert describe_generator(GeneratorSpec("transformers", "", kernels=True), ours)["path"].startswith(
-        f"{NUM_LINEARS} × int4 on {cpu.describe()}"
-    )
-    assert describe_generator(GeneratorSpec("transformers", ""), plain)["path"].startswith(
-        f"{NUM_LINEARS} × int4 that compressed-tensors decoded to {dtype}, in torch"
-    )
+    assert describe_path(ours.model).startswith(f"{NUM_LINEARS} × int4 on {cpu.describe()}")
+    assert describe_path(plain.model).startswith(f"{NUM_LINEARS} × int4 that compressed-tensors decoded to {dtype}, in torch")
 
 
 def test_both_paths_write_the_same_in_float32(emitted):
@@ -83,7 +77,7 @@ def test_a_checkpoint_without_a_packed_layer_says_what_to_do(tmp_path):
     """If it failed, a recipe that keeps every layer in 16 bits would end in a worker's traceback."""
     folder = make_model(tmp_path / "dense", "Qwen2")
     with pytest.raises(RecipeError, match=r"cannot run on our kernels: nothing to swap.*gate\.kernels=false"):
-        build_generator(GeneratorSpec("transformers", str(folder), dtype="float32", kernels=True))
+        build_generator(GeneratorSpec(str(folder), dtype="float32", kernels=True))
 
 
 @pytest.fixture
