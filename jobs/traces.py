@@ -24,15 +24,14 @@ from stillhouse.jobs.servers import running_servers
 from stillhouse.jobs.sources import longest_completion, resolve_teacher, teacher_sampling, teacher_spec
 from stillhouse.jobs.trace_plan import AdaptivePlan, FixedPlan, TracePlan
 from stillhouse.pipeline.errors import first_line
-from stillhouse.pipeline.extraction import strict_answer
-from stillhouse.pipeline.filters import format_filters
+from stillhouse.pipeline.filters.judging import judge_batch
+from stillhouse.pipeline.filters.settings import default_filters
 from stillhouse.pipeline.records import Completion, Outcome, Planned, Problem, Trace, content_key
 from stillhouse.pipeline.stopping import StoppingRule
 from stillhouse.pipeline.trace_store.budget import Budget, Prices
 from stillhouse.pipeline.trace_store.migration import migrate
 from stillhouse.pipeline.trace_store.store import TraceStore
 from stillhouse.pipeline.trace_store.writer import TraceWriter
-from stillhouse.pipeline.verification import verify
 from stillhouse.teachers.answers import parse_answer
 from stillhouse.teachers.chat_response import call_context
 from stillhouse.teachers.tracing import TraceRequest, folder_revision, render_for_teacher, trace_requests
@@ -293,14 +292,13 @@ def note_how_it_ended(run: RunState, asked: Asked, consequence: str) -> None:
 
 
 def _judge(run: RunState) -> Callable[[Problem, Trace], Outcome]:
-    """What an adaptive plan counts as verified: a trace that passes the format filters and whose answer is right."""
+    """What an adaptive plan counts as verified: a trace that the filters will keep and whose answer is right."""
     filters = run.recipe.filters
-    passing = format_filters(min_tokens=filters.min_tokens, max_tokens=filters.max_tokens or longest_completion(run.recipe))
+    settings = default_filters(min_tokens=filters.min_tokens, max_tokens=filters.max_tokens or longest_completion(run.recipe))
 
     def judge(problem: Problem, trace: Trace) -> Outcome:
-        if any(passes(trace) is not None for passes in passing):
-            return "wrong"
-        return verify(problem, strict_answer(trace.completion)).outcome
+        (deciding,) = (v for v in judge_batch({trace.problem_id: problem}, [trace], settings) if not v.shadow)
+        return deciding.outcome or "wrong"
 
     return judge
 

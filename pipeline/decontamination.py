@@ -12,7 +12,7 @@ problems (`BOILERPLATE`) are taken off the items' ends. A trace is dropped for o
    the item's, in its order, with its operators. An 8-gram tells something when it is in at most ``max_items`` items, is not
    boilerplate and, in an item with numbers, has a number in it.
 4. *alike*: prompt and item have the same numbers and operators in the same order, share most of their 3-grams (found by
-   MinHash, then counted exactly), and nearly all of those around the numbers.
+   MinHash, then counted exactly), and most of those around the numbers. With few numbers, nearly all of what no template has.
 
 A problem whose only numbers differ from a test item's therefore stays.
 
@@ -227,7 +227,9 @@ def _windows(found: list[tuple[int, int]], num_words: int) -> list[list[tuple[in
 
 
 def _at_clause_ends(text: Words, start: int, end: int) -> bool:
-    return bool(_CLAUSE_END.search(_gap(text, start)) and _CLAUSE_END.search(_gap(text, end)))
+    # an item that ends in a bracket ends there, unless an operator or a number goes on
+    closed = text.words[end - 1] == ")" and end < len(text.words) and text.words[end][0].isalpha()
+    return bool(_CLAUSE_END.search(_gap(text, start)) and (closed or _CLAUSE_END.search(_gap(text, end))))
 
 
 def _near_clause_ends(text: Words, start: int, end: int) -> bool:

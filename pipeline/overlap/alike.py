@@ -13,7 +13,8 @@ from stillhouse.pipeline.overlap.minhash import sketches
 _N = 3
 _NUM_PERM = 64
 _MIN_ALIKE = 0.5
-_MIN_ALIKE_WITHOUT_NUMBERS = 0.8
+_MIN_ALIKE_OF_FEW_SIGNS = 0.8
+_FEW_SIGNS = 4  # fewer numbers and operators than this do not tell two problems of a template apart
 _MIN_ALIKE_AT_NUMBERS = 0.6
 _MIN_GRAMS = 8
 Gram = tuple[str, ...]
@@ -24,7 +25,7 @@ class AlikeItems:
 
     Args:
         items: (words, name of the item's set). Those under ten words are left to other means.
-        max_items: a 3-gram that more items have is a template's; in items without numbers it counts for nothing.
+        max_items: a 3-gram that more items have is a template's; in items of few numbers it counts for nothing.
     """
 
     def __init__(self, items: Sequence[tuple[Gram, str]], *, max_items: int) -> None:
@@ -51,17 +52,20 @@ class AlikeItems:
         for i in sorted(proposed):
             _, name, of_item = self._items[i]
             alike = _jaccard(grams, of_item)
-            at_numbers = _jaccard(self._telling(grams, bool(signs)), self._telling(of_item, bool(signs)))
-            needed = _MIN_ALIKE if signs else _MIN_ALIKE_WITHOUT_NUMBERS
+            few = len(signs) < _FEW_SIGNS
+            at_numbers = _jaccard(self._telling(grams, few), self._telling(of_item, few))
+            needed = _MIN_ALIKE_OF_FEW_SIGNS if few else _MIN_ALIKE
             if alike >= needed and at_numbers >= _MIN_ALIKE_AT_NUMBERS and (best is None or alike > best[0]):
                 best = (alike, name)
         return best and (best[1], best[0])
 
-    def _telling(self, grams: frozenset[Gram], has_signs: bool) -> set[Gram]:
-        """The 3-grams at the numbers, or, without any, those that are not a template's."""
-        if has_signs:
-            return {gram for gram in grams if not all(word[0].isalpha() for word in gram)}
-        return {gram for gram in grams if gram not in self._template}
+    def _telling(self, grams: frozenset[Gram], few_signs: bool) -> set[Gram]:
+        """The 3-grams at the numbers; where those are few, the ones that are no template's, at the numbers if any are."""
+        at_signs = {gram for gram in grams if not all(word[0].isalpha() for word in gram)}
+        if not few_signs:
+            return at_signs
+        own = {gram for gram in grams if gram not in self._template}
+        return own & at_signs or own
 
 
 def _grams(words: Gram) -> list[Gram]:

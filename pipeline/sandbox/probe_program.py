@@ -132,6 +132,13 @@ def shared_memory():
     return f"made segment {segment}"
 
 
+def clone_with_a_namespace():
+    child = call(numbers(56, 220), 0x10000000 | 17, 0, 0, 0, 0)
+    if child == 0:
+        os._exit(0)
+    return f"made process {child}"
+
+
 def numbers(x86_64, aarch64):
     return aarch64 if os.uname().machine == "aarch64" else x86_64
 
@@ -156,7 +163,7 @@ def attempts(aim):
     yield "run a shell", lambda: run("/bin/sh")
     yield "run a binary it wrote", run_written
     yield "make a user namespace (unshare)", lambda: call(numbers(272, 97), new_user)
-    yield "make a user namespace (clone)", lambda: call(numbers(56, 220), new_user | 17, 0, 0, 0, 0)
+    yield "make a user namespace (clone)", clone_with_a_namespace
     yield "mount", lambda: call(numbers(165, 40), b"tmpfs", b"/tmp", b"tmpfs", 0, 0)
     yield "trace a process", lambda: call(numbers(101, 117), 16, 1, 0, 0)
     yield "read another process's memory", lambda: call(numbers(310, 270), pid, 0, 0, 0, 0, 0)

@@ -178,14 +178,14 @@ def test_a_reworded_copy_is_found_by_minhash():
 def test_how_much_may_be_reworded():
     """Above half of all runs of three words it is a copy, under it another problem that happens to have the same numbers."""
     item = (
-        "Lena has 14 red marbles and her older sister keeps 23 blue marbles under the bed where nobody ever looks for them "
-        "because of the dust and the spiders that came with the house when the family moved there last winter from Bremen"
+        "Lena has 14 red marbles and 3 dice, her older sister keeps 23 blue marbles and 5 cards under the bed where nobody "
+        "ever looks because of the dust and the spiders that came with the house when the family moved there from Bremen"
     )
     decontaminator = Decontaminator([item], min_share=2.0)
     words, draw = item.split(), random.Random(2)
     free = [i for i in range(len(words)) if not any(word.isdigit() for word in words[max(0, i - 2) : i + 3])]
     seen = {True: 0, False: 0}
-    for num_changed in [2] * 15 + [6] * 15:
+    for num_changed in [2] * 15 + [9] * 15:
         changed = list(words)
         for i in draw.sample(free, num_changed):
             changed[i] = f"other{'abcdefghij'[i % 10]}"
@@ -195,6 +195,29 @@ def test_how_much_may_be_reworded():
             seen[alike > 0.5] += 1
             assert (decontaminator.check(" ".join(changed), "") is not None) == (alike > 0.5)
     assert min(seen.values()) >= 8
+
+
+def test_a_template_with_one_number_that_never_changes_is_no_item():
+    """Puzzles of names share all but the names, and the 2 in all of them tells nothing."""
+    text = "A very special island is inhabited only by {0} and {1}. You meet 2 of them: {2}, and {3}. {2} says that {3} is one."
+    names = [
+        ("saints", "sinners", "Owen", "Ella"),
+        ("heroes", "villains", "Lucas", "Zoe"),
+        ("knights", "knaves", "Ava", "Jack"),
+    ]
+    decontaminator = Decontaminator([text.format(*four) for four in names])
+    assert decontaminator.check(text.format("saints", "sinners", "Mia", "Noah"), "") is None
+    assert decontaminator.check(text.format(*names[0]), "") is not None
+
+
+def test_an_item_that_ends_in_a_bracket_ends_there():
+    """Nothing but a blank stands behind it, and the text goes on."""
+    item = "Find the prime factorization of 537 and write it like this (for 12: 2 * 2 * 3)"
+    assert Decontaminator([item]).check(f"I recall a puzzle. {item} I solved it in 2019.", "") is not None
+    assert (
+        Decontaminator(["Please work out this little sum: (4 - 1)"]).check("Please work out this little sum: (4 - 1) * 7", "")
+        is None
+    )
 
 
 def test_instructions_around_an_item_are_no_part_of_it():

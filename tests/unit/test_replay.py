@@ -10,10 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from stillhouse.pipeline.errors import RecipeError
-from stillhouse.pipeline.extraction import strict_answer
-from stillhouse.pipeline.filters import format_filters, run_filters
+from stillhouse.pipeline.filters.judging import judge_batch
+from stillhouse.pipeline.filters.settings import default_filters
 from stillhouse.pipeline.records import Trace, from_table, to_table
-from stillhouse.pipeline.verification import verify
 from stillhouse.teachers.replay import ReplayCounts, replay_rows, to_problem_and_trace
 from stillhouse.teachers.replay_files import rows_of_dataset, rows_of_file
 
@@ -91,10 +90,13 @@ def test_the_run_judges_for_itself_what_a_data_set_calls_correct(tmp_path):
     path = write_open_r1(tmp_path / "train.parquet", open_r1_row())
     pairs = [to_problem_and_trace(trace) for trace in replayed("open_r1", rows_of_file(str(path)))[0]]
     assert len({problem.id for problem, _ in pairs}) == 1
-    verdicts = run_filters([trace for _, trace in pairs], format_filters(min_tokens=1, max_tokens=100))
-    assert [verdict.reason for verdict in verdicts] == ["passed every filter", "passed every filter", "not finished"]
-    outcomes = [verify(problem, strict_answer(trace.completion)).outcome for problem, trace in pairs]
-    assert outcomes == ["correct", "wrong", "wrong"]
+    by_id = {problem.id: problem for problem, _ in pairs}
+    verdicts = judge_batch(by_id, [trace for _, trace in pairs], default_filters(min_tokens=1, max_tokens=100))
+    assert [(v.check, v.outcome, v.keep) for v in verdicts if not v.shadow] == [
+        ("verify_math", "correct", True),
+        ("verify_math", "wrong", False),
+        ("finished", "", False),
+    ]
 
 
 def test_a_replayed_trace_is_stored_like_any_other_and_says_what_is_not_known(tmp_path):
