@@ -31,6 +31,7 @@ from stillhouse.jobs.recipe_section import (
 )
 from stillhouse.jobs.recipe_teacher import AnyTeacher, EngineTeacher, ReplayTeacher
 from stillhouse.pipeline.errors import RecipeError
+from stillhouse.pipeline.filters.settings import FilterSetting, make_filter
 from stillhouse.pipeline.verification import KINDS, is_entry_point
 from stillhouse.teachers.known import MOVING_NAMES
 
@@ -131,6 +132,36 @@ class Problems(Section):
         return self
 
 
+Mode = Literal["drop", "shadow", "off"]
+
+
+class FilterStep(Section):
+    """One filter of the recipe's list."""
+
+    name: Text
+    """finished, think_block, answer_present, length, control_tokens, repetition, refusal, system_prompt_leak, language,
+    contradiction, or your own as package.module:function, which takes a trace and gives None or (reason, evidence)."""
+    mode: Mode = "drop"
+    """shadow runs it without dropping, and reports what it would do."""
+    options: dict[str, Any] = Field(default={})
+    """The filter's own settings, for example {max_percentile: 95} for length."""
+
+
+class EvaluationSet(Section):
+    """A named set whose items are kept out of the training rows, beside the run's own test problems."""
+
+    name: Text
+    """A .jsonl or .parquet file, or a data set on the hub."""
+    field: Text | None = None
+    """Column of the prompts; null finds it."""
+    subset: Text | None = None
+    """Configuration of the data set; null takes its default."""
+    split: Text = "test"
+    """Split of the data set."""
+    revision: Text | None = None
+    """Commit or tag of the data set; null takes the newest."""
+
+
 class Filters(Section):
     """Which traces are dropped, beyond those whose answer is not verified as correct."""
 
@@ -138,13 +169,32 @@ class Filters(Section):
     """Shortest completion that is kept, in the teacher's tokens."""
     max_tokens: PositiveInt | None = None
     """Longest completion that is kept, in the teacher's tokens; null takes teacher.sampling.max_new_tokens."""
+    list: tuple[FilterStep, ...] = ()
+    """The filters in their order, with their settings; empty takes the default ones, whose length has the bounds above."""
+    near_duplicates: Mode = "shadow"
+    """What becomes of near duplicates among one problem's traces; exact ones are always dropped."""
+    near_prompts: Mode = "shadow"
+    """What becomes of traces whose prompt nearly repeats another problem's."""
     decontaminate: bool = True
     """Drop traces whose prompt or completion contains a test problem."""
+    evaluation_sets: tuple[EvaluationSet, ...] = ()
+    """Further sets whose items no training row may show."""
 
     @model_validator(mode="after")
     def _range(self) -> Filters:
         if self.max_tokens is not None and self.max_tokens < self.min_tokens:
             raise ValueError(f"keeps nothing: max_tokens={self.max_tokens} is below min_tokens={self.min_tokens}")
+        if (
+            self.list
+            and {"min_tokens", "max_tokens"} & self.model_fields_set
+            and (self.min_tokens, self.max_tokens) != (1, None)
+        ):
+            raise ValueError("has a list, whose length filter takes the bounds as options; leave min_tokens and max_tokens out")
+        for step in self.list:
+            try:
+                make_filter(FilterSetting(step.name, step.mode, step.options))
+            except RecipeError as error:
+                raise ValueError(f"list: {error}") from error
         return self
 
 
@@ -153,10 +203,16 @@ class Select(Section):
 
     per_problem: PositiveInt = 1
     """At most this many traces of one problem."""
-    strategy: Literal["shortest", "random"] = "shortest"
-    """Which of a problem's correct traces are taken."""
+    strategy: Literal["shortest", "longest", "mixed", "random"] = "shortest"
+    """Which of a problem's correct traces are taken; mixed takes short and long ones in turn."""
+    teacher_band: Annotated[tuple[Share, Share], Field(strict=False)] | None = None
+    """[lowest, highest] share of a problem's traces that are right; others are too hard or too easy. null takes all."""
+    per_source: PositiveInt | None = None
+    """At most this many traces of one source of problems; null takes all."""
     max_examples: PositiveInt | None = None
-    """At most this many training rows, drawn with the recipe's seed; null takes all."""
+    """At most this many training rows, shared over the sources; null takes all."""
+    balance: Literal["proportional", "equal"] = "proportional"
+    """How max_examples is shared over the sources."""
 
 
 class Lora(Section):

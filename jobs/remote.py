@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from stillhouse.pipeline.records import Example, Problem, Trace
 
 if TYPE_CHECKING:
-    from stillhouse.pipeline.funnel import FilterResult
+    pass
 
 VERSIONED = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "ray", "compressed-tensors", "reasoning-gym")
 
@@ -39,13 +39,6 @@ def model_revision(model: str, revision: str | None) -> str:
 
     folder = Path(resolve_model(model)).expanduser()
     return folder_revision(folder) if folder.is_dir() else revision or ""
-
-
-def filter_traces(problems: Sequence[Problem], traces: Sequence[Trace], settings: dict[str, Any]) -> FilterResult:
-    """`stillhouse.pipeline.funnel.filter_traces` with its keyword arguments in a mapping."""
-    from stillhouse.pipeline import funnel
-
-    return funnel.filter_traces(problems, traces, **settings)
 
 
 def make_examples(

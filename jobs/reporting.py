@@ -160,11 +160,6 @@ def _funnel(run: RunState) -> list[FunnelStep]:
             FunnelStep(stage=row["stage"], reason=row["reason"], num_in=left, num_dropped=row["num_dropped"], num_kept=kept)
         )
         left = kept
-    kept = int(run.manifests["filter"].counts["num_kept"])
-    if kept < left:
-        steps.append(
-            FunnelStep(stage="selection", reason="over max_examples", num_in=left, num_dropped=left - kept, num_kept=kept)
-        )
     return steps
 
 
@@ -175,7 +170,7 @@ def _samples(run: RunState) -> Samples:
     kept = run.store.read("kept", Trace, key="key")
     dropped: dict[str, list[Verdict]] = defaultdict(list)
     for verdict in run.store.read("verdicts", Verdict):
-        if not verdict.keep and verdict.trace_key in traces:
+        if not verdict.keep and not verdict.shadow and verdict.trace_key in traces:
             dropped[f"{verdict.check}: {verdict.outcome or verdict.reason}"].append(verdict)
     shown: list[Verdict] = []
     rank = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from stillhouse.jobs.filtering import filter_stage
 from stillhouse.jobs.progress import Reporter
 from stillhouse.jobs.recipe import Recipe
 from stillhouse.jobs.reporting import report_stage
@@ -12,7 +13,6 @@ from stillhouse.jobs.run_state import RunState
 from stillhouse.jobs.stages import (
     evaluate_stages,
     examples_stage,
-    filter_stage,
     problems_stage,
     quantize_stage,
     train_stage,

@@ -21,7 +21,6 @@ from stillhouse.jobs.sources import (
     file_hashes,
     gate_sampling,
     load_problems,
-    longest_completion,
     test_problems,
 )
 from stillhouse.jobs.trace_plan import FixedPlan
@@ -32,17 +31,15 @@ from stillhouse.jobs.traces import (
     left_of_budget,
     note_how_it_ended,
     open_writer,
-    planned_traces,
     teacher_identity,
 )
 from stillhouse.jobs.training import train_on_ray
-from stillhouse.pipeline.errors import NothingKeptError
-from stillhouse.pipeline.records import Completion, Example, Graded, Problem, Trace, Verdict, content_key
+from stillhouse.pipeline.records import Completion, Example, Graded, Problem, Trace, content_key
 from stillhouse.pipeline.trace_store.store import TraceStore
 from stillhouse.pipeline.verification import VERIFIER_VERSION
 
-CODE_VERSIONS = {"problems": 1, "filter": 1, "examples": 1, "train": 2, "quantize": 1, "evaluate": 2}
-"""`stillhouse.jobs.traces.CODE_VERSION` is the traces stage's."""
+CODE_VERSIONS = {"problems": 1, "examples": 1, "train": 2, "quantize": 1, "evaluate": 2}
+"""`stillhouse.jobs.traces` and `stillhouse.jobs.filtering` have their own."""
 EVALUATED = ("teacher", "base", "student", "checkpoint", "checkpoint_kernels")
 
 
@@ -76,66 +73,6 @@ def _without_folders(recipe: Recipe) -> dict[str, Any]:
             if isinstance(source, FileSource):
                 entry["path"] = Path(source.path).name
     return section
-
-
-def filter_stage(run: RunState) -> None:
-    """Verify, filter and select the traces; every drop keeps its verdict."""
-    filters, select = run.recipe.filters, run.recipe.select
-
-    def work(_: str) -> StageOutput:
-        problems, traces = read_problems(run), planned_traces(run)
-        result = run.on_worker(
-            remote.filter_traces,
-            problems,
-            traces,
-            {
-                "test_problems": [p for p in problems if p.split == "test"] if filters.decontaminate else [],
-                "per_problem": select.per_problem,
-                "min_tokens": filters.min_tokens,
-                "max_tokens": filters.max_tokens or longest_completion(run.recipe),
-                "seed": run.recipe.seed,
-                "strategy": select.strategy,
-            },
-        )
-        kept = _at_most(result.kept, select.max_examples, run.recipe.seed)
-        files = [
-            *run.store.replace_shards("verdicts", Verdict, result.verdicts),
-            *run.store.replace_shards("kept", Trace, kept),
-            run.store.write_json("funnel.json", [asdict(row) for row in result.funnel]),
-        ]
-        if not kept:
-            largest = max(result.funnel, key=lambda row: row.num_dropped, default=None)
-            reason = f"most were dropped by {largest.stage} ({largest.reason})" if largest else "the teacher wrote none"
-            raise NothingKeptError(
-                f"none of {len(traces)} traces was kept: {reason}. The verdicts are in {run.store.path('verdicts')}; look at "
-                + (
-                    "teacher.opens_think, teacher.prompt_suffix and teacher.sampling.max_new_tokens"
-                    if largest and largest.stage == "format"
-                    else "the answers of the problems, filters and select"
-                )
-            )
-        return StageOutput(tuple(files), {"num_in": len(traces), "num_kept": len(kept)})
-
-    run.stage(
-        "filter",
-        kind="filter",
-        code_version=CODE_VERSIONS["filter"],
-        settings={
-            "filters": filters.model_dump(mode="json"),
-            "select": select.model_dump(mode="json"),
-            "seed": run.recipe.seed,
-            "verifier": VERIFIER_VERSION,
-        },
-        inputs={"traces": run.manifests["traces"].fingerprint},
-        work=work,
-    )
-
-
-def _at_most(traces: list[Trace], limit: int | None, seed: int) -> list[Trace]:
-    """``limit`` traces drawn with the recipe's seed; all of them when there is no limit."""
-    if limit is None or len(traces) <= limit:
-        return traces
-    return sorted(traces, key=lambda trace: content_key("draw", seed, trace.key))[:limit]
 
 
 def examples_stage(run: RunState) -> None:

@@ -342,8 +342,14 @@ def completion_of(trace: Trace) -> Completion:
 
 def planned_traces(run: RunState) -> list[Trace]:
     """The traces that this recipe planned and that are there. The store may hold others, of other settings or runs."""
+    return list(stream_planned_traces(run))
+
+
+def stream_planned_traces(run: RunState, wanted: Container[str] | None = None) -> Iterator[Trace]:
+    """`planned_traces`, one after another and each once; with ``wanted``, only those of these keys."""
     parents = {row.key: row.problem_id for row in run.store.read("planned", Planned)}
-    return [
-        trace if trace.problem_id == parents[trace.key] else replace(trace, problem_id=parents[trace.key])
-        for trace in TraceStore(trace_root(run)).traces(parents)
-    ]
+    if wanted is not None:
+        parents = {key: problem_id for key, problem_id in parents.items() if key in wanted}
+    for trace in TraceStore(trace_root(run)).traces(parents):
+        problem_id = parents[trace.key]
+        yield trace if trace.problem_id == problem_id else replace(trace, problem_id=problem_id)

@@ -97,9 +97,9 @@ def strict_answer_of(kind: str, completion: str) -> str | None:
     None without a ``</think>``, as in `strict_answer`.
     """
     if kind == "code":
-        from stillhouse.pipeline.verifiers.code import python_block
+        from stillhouse.pipeline.verifiers.code import program_of
 
-        return python_block(completion) if THINK_CLOSE in completion else None
+        return program_of(completion) if THINK_CLOSE in completion else None
     if kind == "json":
         _, closed, after = completion.rpartition(THINK_CLOSE)
         return (fenced_block(after, "json") or boxed_answer(after)) if closed else None

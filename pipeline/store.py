@@ -18,7 +18,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,20 @@ class RunStore:
                 path.unlink()
         return [written]
 
+    @contextmanager
+    def replacing(self, folder: str, record_type: type[Record]) -> Iterator[Replacement]:
+        """Make ``folder`` hold exactly what is added inside the block: for derived tables that may not fit into memory.
+
+        The old shards go when the block has ended well; what one left that did not end goes with them.
+        """
+        written = Replacement(self, folder, record_type)
+        yield written
+        if not written.files:
+            written.files += self.replace_shards(folder, record_type, [])
+        for path in self.shards(folder):
+            if path not in written.files:
+                path.unlink()
+
     def shards(self, folder: str) -> list[Path]:
         """Committed shards of a folder, by name."""
         return sorted(self.path(folder).glob("part-*.parquet"))
@@ -183,6 +198,20 @@ class RunStore:
     def outputs(self, paths: Iterable[Path]) -> dict[str, str]:
         """Hashes of files by their path relative to the run, for a stage's manifest."""
         return {str(path.relative_to(self.root)): output_hash(path) for path in paths}
+
+
+class Replacement:
+    """What `RunStore.replacing` collects: rows added in batches, each batch a shard."""
+
+    def __init__(self, store: RunStore, folder: str, record_type: type[Any]):
+        self._store, self._folder, self._record_type = store, folder, record_type
+        self.files: list[Path] = []
+
+    def add(self, records: Iterable[Any]) -> None:
+        """Commit some rows; none is no shard."""
+        written = self._store.add_shard(self._folder, self._record_type, records)
+        if written is not None and written not in self.files:
+            self.files.append(written)
 
 
 def output_hash(path: Path) -> str:

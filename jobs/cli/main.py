@@ -109,7 +109,38 @@ def _stage_command(command: str, help_text: str) -> None:
 
 _stage_command("run", "Distil: all stages. The same command goes on after a stop.")
 _stage_command("generate", "Let the teacher write the traces that are missing.")
-_stage_command("filter", "Verify and select traces; costs no teacher token.")
+
+
+@app.command("filter", epilog=OUTCOMES)
+def filter_traces(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    out: OutOption = None,
+    address: AddressOption = None,
+    explain: Annotated[
+        str | None, typer.Option("--explain", metavar="TRACE", help="Tell one trace's way; its key, or how it begins.")
+    ] = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Verify and select traces; costs no teacher token."""
+    if explain is None:
+        return _walk("filter", recipe, overrides, out, address, quiet, as_json)
+    from dataclasses import asdict
+
+    from stillhouse.jobs.filtering import explain as way_of
+
+    verdicts = way_of(out or Path("runs", _recipe(recipe, overrides).name), explain)
+    if as_json:
+        say(json.dumps([asdict(verdict) for verdict in verdicts], indent=2))
+        return int(ExitCode.PASS)
+    say(verdicts[0].trace_key)
+    for verdict in verdicts:
+        said = "keeps" if verdict.keep else "would drop" if verdict.shadow else "drops"
+        say(f"{verdict.check:20} {said:11} {verdict.reason}" + (f": {verdict.evidence}" if verdict.evidence else ""))
+    return int(ExitCode.PASS)
+
+
 _stage_command("train", "Render checked examples and train the adapter.")
 _stage_command("quantize", "Merge the adapter and write the 4-bit checkpoint.")
 _stage_command("validate", "Measure the emitted checkpoint and let the gate judge.")

@@ -1,5 +1,6 @@
-"""Run a program that a model wrote, shut off from everything: ``run.run_sandboxed``; ``probe.probe`` says what this machine
-gives.
+"""Run a program that a model wrote, shut off from everything.
+
+``run.run_sandboxed`` runs one; ``probe.probe`` says what this machine gives.
 
 What the strict tier covers, each of it tried by the probe before the first program runs:
 
@@ -12,7 +13,7 @@ What the strict tier covers, each of it tried by the probe before the first prog
   sight;
 - the kernel: a list of about 160 system calls (``seccomp.py``), Landlock on top where the kernel has it;
 - resources: wall clock, CPU time, memory of a process and of all together, processes and threads, file size, open files,
-  output;
+  number of files, output;
 - the environment: two variables of ours (and LD_LIBRARY_PATH where the interpreter does not start without it).
 
 What it does not cover: a bug in the kernel itself, behind the calls that are allowed; what can be learnt from timing and from

@@ -92,9 +92,9 @@ def extracted(kind: str, pred: str, extract: Extraction) -> str | None:
             return strict_answer_of(kind, pred)
         return lenient_answer(pred)
     if kind == "code":
-        from stillhouse.pipeline.verifiers.code import python_block
+        from stillhouse.pipeline.verifiers.code import program_of
 
-        return python_block(pred) if "```" in pred else pred
+        return program_of(pred)
     if kind == "json":
         return fenced_block(pred, "json") or (boxed_answer(pred) if "\\boxed" in pred else pred.strip())
     if extract == "lenient" and kind in ("math", "number"):

@@ -20,7 +20,7 @@ ROOMS = ("pipeline", "teachers", "students", "kernels", "jobs")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-OTHER_NAMES = {"llama_cpp": "llama-cpp-python"}
+OTHER_NAMES = {"llama_cpp": "llama-cpp-python", "lingua": "lingua-language-detector"}
 """Optional packages that the tests run without, and whose distribution is not named as they are imported."""
 
 

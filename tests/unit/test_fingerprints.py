@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from stillhouse.jobs.filtering import filter_stage
 from stillhouse.jobs.progress import LineReporter
 from stillhouse.jobs.recipe import load_recipe
 from stillhouse.jobs.run_state import RunState
 from stillhouse.jobs.stages import (
     evaluate_stages,
     examples_stage,
-    filter_stage,
     problems_stage,
     quantize_stage,
     train_stage,
