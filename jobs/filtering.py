@@ -22,7 +22,7 @@ from stillhouse.pipeline.dedup import near_duplicate_problems
 from stillhouse.pipeline.errors import NothingKeptError, RecipeError
 from stillhouse.pipeline.filters.drop import FILTERS_VERSION
 from stillhouse.pipeline.filters.judging import filter_rates
-from stillhouse.pipeline.filters.settings import FilterSetting, default_filters, needs_percentiles, with_percentiles
+from stillhouse.pipeline.filters.settings import FILTERS, FilterSetting, default_filters, needs_percentiles, with_percentiles
 from stillhouse.pipeline.funnel import FunnelRow, Survey, settle, survey_batch
 from stillhouse.pipeline.overlap.evaluation_sets import evaluation_prompts
 from stillhouse.pipeline.records import Problem, Trace, Verdict
@@ -173,4 +173,8 @@ def explain(run_folder: Path, key_prefix: str) -> list[Verdict]:
     if len(found) != 1:
         what = f"{len(found)} traces have keys that begin" if found else "no filtered trace has a key that begins"
         raise RecipeError(f"{what} with {key_prefix!r}; `stillhouse traces ls {run_folder}` lists them")
-    return next(iter(found.values()))
+    order = {check: place for place, check in enumerate((*FILTERS, "verify", "exact", "near", "prompt", "decontamination"))}
+    (verdicts,) = found.values()
+    return sorted(
+        verdicts, key=lambda verdict: order.get(verdict.check, order.get(verdict.check.partition("_")[0], len(order)))
+    )

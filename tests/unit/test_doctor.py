@@ -1,5 +1,6 @@
 """The doctor says what is true of this machine, and tells a missing thing from a working one."""
 
+import dataclasses
 import importlib.metadata
 import importlib.util
 import platform
@@ -61,22 +62,19 @@ def test_missing_programs_are_said_to_be_missing(monkeypatch, tmp_path):
     found = {finding.topic: finding for finding in diagnose()}
     assert not found["compiler"].ok
     assert "no C++ compiler" in found["compiler"].message
-    assert found["sandbox"].message.startswith("not used yet")
     assert not found["browser"].ok
-    assert not found["sandbox"].ok
-    assert "bubblewrap is not installed; unshare is not installed" in found["sandbox"].message
 
 
-def test_sandbox_that_is_refused_is_not_ok(monkeypatch, tmp_path):
+def test_the_sandbox_is_what_the_verifier_would_get(findings, monkeypatch):
     """In a container that forbids namespaces, code problems would be thought to run sandboxed."""
-    refusing = tmp_path / "unshare"
-    refusing.write_text("#!/bin/sh\necho 'unshare failed: Operation not permitted' >&2\nexit 1\n")
-    refusing.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
-    monkeypatch.setattr(shutil, "which", lambda name: str(refusing) if name == "unshare" else None)
-    found = {finding.topic: finding for finding in diagnose()}
-    assert not found["sandbox"].ok
-    assert "Operation not permitted" in found["sandbox"].message
+    from stillhouse.pipeline.sandbox import probe
+
+    assert findings["sandbox"].ok == (probe.probed().tier == "strict")
+    refused = dataclasses.replace(probe.probed(), tier=None, route=None, missing="no user namespaces: Operation not permitted")
+    monkeypatch.setattr(probe, "probed", lambda: refused)
+    found = doctor._sandbox()
+    assert not found.ok
+    assert "cannot be judged here: no user namespaces" in found.message
 
 
 def test_ray_address_is_said_to_be_ignored(monkeypatch):
