@@ -173,8 +173,11 @@ def explain(run_folder: Path, key_prefix: str) -> list[Verdict]:
     if len(found) != 1:
         what = f"{len(found)} traces have keys that begin" if found else "no filtered trace has a key that begins"
         raise RecipeError(f"{what} with {key_prefix!r}; `stillhouse traces ls {run_folder}` lists them")
-    order = {check: place for place, check in enumerate((*FILTERS, "verify", "exact", "near", "prompt", "decontamination"))}
+    steps = (*FILTERS, ":", "verify", "exact", "near", "prompt", "decontamination")
     (verdicts,) = found.values()
-    return sorted(
-        verdicts, key=lambda verdict: order.get(verdict.check, order.get(verdict.check.partition("_")[0], len(order)))
-    )
+
+    def place(verdict: Verdict) -> int:
+        names = (verdict.check, verdict.check.partition("_")[0], ":" if ":" in verdict.check else "")
+        return next((steps.index(name) for name in names if name in steps), len(steps))
+
+    return sorted(verdicts, key=place)
