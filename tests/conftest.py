@@ -1,4 +1,10 @@
-"""Options of the whole suite."""
+"""Options of the whole suite, and what every test process starts with."""
+
+import os
+
+# Ray reads a token once a process and keeps it: a second local Ray under another HOME would be refused with the first one's.
+# Processes that tests start (the fixture `environment`) go without this, so that tokens are used there.
+os.environ["RAY_AUTH_MODE"] = "disabled"
 
 
 def pytest_addoption(parser):

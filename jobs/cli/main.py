@@ -33,13 +33,6 @@ app = typer.Typer(
 bench_app = typer.Typer(help="Measure speed against named peers.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench_app, name="bench")
 app.add_typer(traces_app, name="traces")
-app.command("teachers")(list_teachers)
-app.command("verify", epilog="Exit codes: 0 judged, 2 a row or kind that is not understood; with --self-test 1: not sound.")(
-    verify
-)
-PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-app.command("fault-server", context_settings=PASSED_ON)(fault_server)
-
 # Typer brings a click of its own along, or not, by version: the base of what it raises for wrong usage is found from here.
 USAGE_ERRORS = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
@@ -222,7 +215,10 @@ def doctor(as_json: JsonOption = False) -> int:
 
 @app.command()
 def status(run: Annotated[Path, typer.Argument(help="A run's folder.")], as_json: JsonOption = False) -> int:
-    """Say how far a run is, and what its traces cost so far; also while it is at work."""
+    """Say how far a run is and what its traces cost.
+
+    Reads the run's folder alone, so also while it is at work.
+    """
     from dataclasses import asdict
 
     from stillhouse.jobs.status import read_status, status_text
@@ -230,6 +226,14 @@ def status(run: Annotated[Path, typer.Argument(help="A run's folder.")], as_json
     found = read_status(run)
     say(json.dumps(asdict(found) | {"cost": found.cost.model_dump()}, indent=2) if as_json else status_text(found))
     return int(ExitCode.PASS)
+
+
+app.command("teachers")(list_teachers)
+app.command("verify", epilog="Exit codes: 0 judged, 2 a row or kind that is not understood; with --self-test 1: not sound.")(
+    verify
+)
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+app.command("fault-server", context_settings=PASSED_ON)(fault_server)
 
 
 @app.command(epilog=OUTCOMES + " With --follow these are the job's own.")

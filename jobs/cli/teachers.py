@@ -11,7 +11,7 @@ from stillhouse.pipeline.errors import ExitCode
 
 
 def list_teachers(as_json: JsonOption = False) -> int:
-    """List the known teachers with their published settings and sources.
+    """List the known teachers and their published settings.
 
     A recipe with one of them as teacher.model or teacher.like takes these settings where it gives none.
     """
@@ -37,9 +37,9 @@ def list_teachers(as_json: JsonOption = False) -> int:
 
 
 def fault_server(context: typer.Context) -> int:
-    """Serve an OpenAI-compatible endpoint that breaks as often as it is told to, for drills.
+    """Serve a chat endpoint that breaks on purpose.
 
-    Without --upstream it makes its answers up; with it, it stands before a real one. All options: --help.
+    For drills. Without --upstream it makes its answers up; with it, it stands before a real one. All options: --help.
     """
     from stillhouse.teachers.fault_server import main
 

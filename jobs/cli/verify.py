@@ -40,11 +40,11 @@ def verify(
     overrides: Annotated[list[str] | None, typer.Option("--set", help="With --self-test: override a recipe's key.")] = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Judge answers: JSONL rows on stdin, one verdict a row on stdout, in order.
+    """Judge rows of gold and prediction.
 
-    A row has "gold" and "pred" (a whole completion or a bare answer), and what its kind needs besides: number "rel_tol",
-    "abs_tol", "unit"; json "schema"; regex "pattern"; code "tests" and "entry_point". A verdict is correct, wrong or
-    undecided, with a reason.
+    JSONL on stdin, one verdict a row on stdout, in order. A row has "gold" and "pred" (a whole completion or a bare answer),
+    and what its kind needs besides: number "rel_tol", "abs_tol", "unit"; json "schema"; regex "pattern"; code "tests" and
+    "entry_point". A verdict is correct, wrong or undecided, with a reason.
     """
     if self_test is not None:
         return _self_test(self_test, overrides, as_json)

@@ -31,11 +31,14 @@ def environment(tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def only_cluster() -> Iterator[None]:
-    """Several nodes on two cores take long to start, and time out beside another cluster: test processes take turns."""
+def cluster_environment(environment, tmp_path_factory) -> Iterator[dict[str, str]]:
+    """`environment` for a cluster of several nodes, with a HOME of its own: a token of an earlier local Ray would be demanded.
+
+    Several nodes on two cores take long to start, and time out beside another cluster: test processes take turns.
+    """
     with Path(tempfile.gettempdir(), f"stillhouse-tests-cluster-{os.getuid()}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield environment | {"HOME": str(tmp_path_factory.mktemp("cluster-home"))}
 
 
 @pytest.fixture

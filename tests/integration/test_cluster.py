@@ -46,8 +46,9 @@ def answers(port: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory, environment, only_cluster):
+def cluster(tmp_path_factory, cluster_environment):
     """A head and a second node, each with one CPU, so that two actors have to be on two nodes."""
+    environment = cluster_environment
     folder = tmp_path_factory.mktemp("c")
     port, dashboard = free_port(), free_port()
     ray = str(Path(sys.executable).with_name("ray"))

@@ -20,9 +20,10 @@ from tests.small_engine_pool import SPEC, ask_while, pool_of, servers
 
 
 @pytest.fixture
-def cluster(tmp_path, environment, monkeypatch, only_cluster):
+def cluster(tmp_path, cluster_environment, monkeypatch):
     """A head with no CPU to give and two nodes; its address and the nodes' processes."""
-    monkeypatch.setenv("HOME", environment["HOME"])  # Ray keeps its token there
+    environment = cluster_environment
+    monkeypatch.setenv("HOME", environment["HOME"])
     port = free_port("127.0.0.1")
     address = f"127.0.0.1:{port}"
     ray_command = str(Path(sys.executable).with_name("ray"))
