@@ -98,7 +98,7 @@ def test_every_dropped_trace_has_a_verdict_and_every_row_a_trace(finished):
     store = RunStore(run)
     traces = {trace.key: trace for trace in TraceStore(store.path("traces")).traces()}
     kept = {trace.key for trace in store.read("kept", Trace)}
-    dropped = {verdict.trace_key for verdict in store.read("verdicts", Verdict) if not verdict.keep}
+    dropped = {verdict.trace_key for verdict in store.read("verdicts", Verdict) if not verdict.keep and not verdict.shadow}
     assert kept | dropped == set(traces)
     assert not kept & dropped
     examples = store.read("examples", Example)
