@@ -2,7 +2,7 @@
 
 from fractions import Fraction
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stillhouse.pipeline.dedup import normalized_text
@@ -92,6 +92,7 @@ def test_no_text_breaks_the_readers(text):
 
 
 @given(PIECES, PIECES)
+@example(["1"], ["1", "<", "1"])
 @settings(max_examples=500)
 def test_the_reader_takes_or_refuses_any_formula(left, right):
     """A formula that breaks the reader, or sends it round in circles, would stop the run that it stands in."""
