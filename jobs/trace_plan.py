@@ -61,7 +61,7 @@ class AdaptivePlan:
         problems: what is drawn for, in the order in which they are begun.
         requests_of: a problem's possible requests, by sample index; called once a problem.
         rule: when to stop.
-        committed: traces of earlier runs for any of these requests; they are judged again and not asked again.
+        committed: traces of earlier runs, at least those for any of these requests; those are judged again and not asked again.
         judge: ``correct`` for a trace that will be verified and kept; a draw that a filter will drop is ``wrong``.
     """
 
@@ -80,7 +80,9 @@ class AdaptivePlan:
         self._judge = judge
         self._planner = Planner(rule)
         # What is known of committed traces; told to the planner when their turn comes, as if they were drawn now.
-        self._known = {trace.key: self._outcome(trace, problem_of[trace.key]) for trace in committed(problem_of)}
+        self._known = {
+            trace.key: self._outcome(trace, problem_of[trace.key]) for trace in committed(problem_of) if trace.key in problem_of
+        }
         self._problem_of = problem_of
         self._drawn: Counter[str] = Counter()
         self._under_way: Counter[str] = Counter()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from stillhouse.jobs.trace_plan import AdaptivePlan, FixedPlan
@@ -100,6 +102,15 @@ def test_a_restart_judges_committed_traces_again_and_asks_for_none_of_them():
         plan = adaptive(committed=[trace_of(request, "an older id of the problem") for request in whole[:cut]])
         assert [request.key for request in work_off(plan, at_once=1)] == [request.key for request in whole[cut:]]
         assert {row.key for row in plan.planned()} == {request.key for request in whole}
+
+
+def test_traces_of_other_requests_are_passed_over():
+    """A spool that still holds another setting's answers, or the beginning of a cut one, would stop the run."""
+    others = replace(trace_of(requests_of(EASY)[0]), key="f" * 64)
+    plan = AdaptivePlan(
+        PROBLEMS, requests_of, StoppingRule(2, MAX_SAMPLES, 0.5, 0.1), committed=lambda _: [others], judge=judge
+    )
+    assert work_off(plan) == work_off(adaptive())
 
 
 def test_a_trace_lost_in_the_middle_is_drawn_again():
