@@ -15,14 +15,14 @@ from typing import Any
 
 from stillhouse.jobs.cluster import meant_error
 from stillhouse.jobs.run_state import RunState, StageOutput, read_problems
-from stillhouse.jobs.sources import longest_completion
+from stillhouse.jobs.sources import filter_settings
 from stillhouse.jobs.traces import stream_planned_traces
 from stillhouse.pipeline.decontamination import TEST_SPLIT, Decontaminator
 from stillhouse.pipeline.dedup import near_duplicate_problems
 from stillhouse.pipeline.errors import NothingKeptError, RecipeError
 from stillhouse.pipeline.filters.drop import FILTERS_VERSION
 from stillhouse.pipeline.filters.judging import filter_rates
-from stillhouse.pipeline.filters.settings import FILTERS, FilterSetting, default_filters, needs_percentiles, with_percentiles
+from stillhouse.pipeline.filters.settings import FILTERS, FilterSetting, needs_percentiles, with_percentiles
 from stillhouse.pipeline.funnel import FunnelRow, Survey, settle, survey_batch
 from stillhouse.pipeline.overlap.evaluation_sets import evaluation_prompts
 from stillhouse.pipeline.records import Problem, Trace, Verdict
@@ -32,14 +32,6 @@ from stillhouse.pipeline.verification import VERIFIER_VERSION
 CODE_VERSION = 2
 TRACES_A_TASK = 256
 TASKS_A_CORE = 2
-
-
-def filter_settings(run: RunState) -> tuple[FilterSetting, ...]:
-    """The recipe's filters in their order, or the default ones with its bounds on the length."""
-    filters = run.recipe.filters
-    if filters.list:
-        return tuple(FilterSetting(step.name, step.mode, dict(step.options)) for step in filters.list)
-    return default_filters(min_tokens=filters.min_tokens, max_tokens=filters.max_tokens or longest_completion(run.recipe))
 
 
 def filter_stage(run: RunState) -> None:
@@ -64,7 +56,7 @@ def filter_stage(run: RunState) -> None:
 def _filter(run: RunState) -> StageOutput:
     recipe, problems = run.recipe, read_problems(run)
     by_id = {problem.id: problem for problem in problems}
-    settings = filter_settings(run)
+    settings = filter_settings(recipe)
     if needs_percentiles(settings):
         lengths = [trace.num_completion_tokens for trace in stream_planned_traces(run) if trace.finish_reason == "stop"]
         settings = with_percentiles(settings, lengths)

@@ -11,7 +11,7 @@ from stillhouse.jobs import remote
 from stillhouse.jobs.run_state import RunState, read_problems
 from stillhouse.jobs.stages import EVALUATED, served_file
 from stillhouse.jobs.status import cost_of
-from stillhouse.jobs.traces import planned_traces
+from stillhouse.jobs.traces import stream_planned_traces
 from stillhouse.pipeline.gate import GateResult, accuracy, accuracy_by_family, agreement, behaviour, judge
 from stillhouse.pipeline.integrity import IntegrityReport, check_checkpoint
 from stillhouse.pipeline.records import Graded, Problem, Trace, Verdict, content_key
@@ -166,22 +166,23 @@ def _funnel(run: RunState) -> list[FunnelStep]:
 def _samples(run: RunState) -> Samples:
     """A dozen traces that were kept and a dozen that were dropped, spread over the reasons for dropping them."""
     problems = {problem.id: problem for problem in read_problems(run)}
-    traces = {trace.key: trace for trace in planned_traces(run)}
     kept = run.store.read("kept", Trace, key="key")
     dropped: dict[str, list[Verdict]] = defaultdict(list)
     for verdict in run.store.read("verdicts", Verdict):
-        if not verdict.keep and not verdict.shadow and verdict.trace_key in traces:
+        if not verdict.keep and not verdict.shadow:
             dropped[f"{verdict.check}: {verdict.outcome or verdict.reason}"].append(verdict)
     shown: list[Verdict] = []
     rank = 0
     while len(shown) < SHOWN_TRACES and any(rank < len(rows) for rows in dropped.values()):
         shown += [rows[rank] for rows in dropped.values() if rank < len(rows)]
         rank += 1
+    shown = shown[:SHOWN_TRACES]
+    traces = {trace.key: trace for trace in stream_planned_traces(run, {verdict.trace_key for verdict in shown})}
     return Samples(
         kept=[_sample(trace, problems, ["verified as correct"]) for trace in _spread(kept, SHOWN_TRACES)],
         dropped=[
             _sample(traces[verdict.trace_key], problems, [f"{verdict.check}: {verdict.reason}", verdict.evidence])
-            for verdict in shown[:SHOWN_TRACES]
+            for verdict in shown
         ],
     )
 

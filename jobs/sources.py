@@ -12,6 +12,7 @@ from stillhouse.jobs.recipe import DatasetSource, FileSource, ReasoningGymSource
 from stillhouse.jobs.recipe_teacher import EngineTeacher, ReplayTeacher, TransformersTeacher
 from stillhouse.jobs.replaying import replayed_problems
 from stillhouse.pipeline.errors import RecipeError
+from stillhouse.pipeline.filters.settings import FilterSetting, default_filters
 from stillhouse.pipeline.problems import dataset_problems, disjoint, local_problems, reasoning_gym_problems
 from stillhouse.pipeline.records import Problem, Sampling, Split
 from stillhouse.pipeline.store import output_hash
@@ -162,6 +163,14 @@ def teacher_sampling(recipe: Recipe) -> Sampling:
 def longest_completion(recipe: Recipe) -> int:
     """Tokens that a teacher's completion can have; replayed ones were cut, if at all, by somebody else."""
     return sys.maxsize if isinstance(recipe.teacher, ReplayTeacher) else recipe.teacher.sampling.max_new_tokens
+
+
+def filter_settings(recipe: Recipe) -> tuple[FilterSetting, ...]:
+    """The recipe's filters in their order, or the default ones with its bounds on the length."""
+    filters = recipe.filters
+    if filters.list:
+        return tuple(FilterSetting(step.name, step.mode, dict(step.options)) for step in filters.list)
+    return default_filters(min_tokens=filters.min_tokens, max_tokens=filters.max_tokens or longest_completion(recipe))
 
 
 def gate_sampling(recipe: Recipe) -> Sampling:

@@ -21,11 +21,11 @@ from stillhouse.jobs.recipe_teacher import EndpointTeacher, EngineTeacher, Repla
 from stillhouse.jobs.replaying import replay_into
 from stillhouse.jobs.run_state import RunState, StageOutput, read_problems
 from stillhouse.jobs.servers import running_servers
-from stillhouse.jobs.sources import longest_completion, resolve_teacher, teacher_sampling, teacher_spec
+from stillhouse.jobs.sources import filter_settings, resolve_teacher, teacher_sampling, teacher_spec
 from stillhouse.jobs.trace_plan import AdaptivePlan, FixedPlan, TracePlan
 from stillhouse.pipeline.errors import first_line
 from stillhouse.pipeline.filters.judging import judge_batch
-from stillhouse.pipeline.filters.settings import default_filters
+from stillhouse.pipeline.filters.settings import with_percentiles
 from stillhouse.pipeline.records import Completion, Outcome, Planned, Problem, Trace, content_key
 from stillhouse.pipeline.stopping import StoppingRule
 from stillhouse.pipeline.trace_store.budget import Budget, Prices
@@ -210,10 +210,9 @@ def _write_traces(run: RunState) -> StageOutput:
     caps = {} if isinstance(teacher, ReplayTeacher) else teacher.budget.model_dump()
     with open_writer(run, root, spool_of(run.recipe, run.store.root), Budget(**caps)) as writer:
         if isinstance(teacher, ReplayTeacher):
-            planned = replay_into(run, writer, problems)
+            rows = replay_into(run, writer, problems)
         else:
-            planned, counts = _ask_for_all(run, writer, problems)
-    rows = list(planned)
+            rows, counts = _ask_for_all(run, writer, problems)
     store = TraceStore(root)
     files = run.store.replace_shards("planned", Planned, rows)
     counts |= count_traces(store, {row.key for row in rows})
@@ -250,7 +249,7 @@ def _files(store: TraceStore) -> list[Path]:
     return [root / entry.name for commit in store.commits() for entry in (*commit.shards, *commit.calls)]
 
 
-def _ask_for_all(run: RunState, writer: TraceWriter, problems: Sequence[Problem]) -> tuple[Iterator[Planned], dict[str, float]]:
+def _ask_for_all(run: RunState, writer: TraceWriter, problems: Sequence[Problem]) -> tuple[list[Planned], dict[str, float]]:
     """Ask for every trace that is planned and missing; returns what is planned, and what the plan itself counted."""
     teacher = run.recipe.teacher
     requests = TeacherRequests(run, problems, samples=teacher.max_samples, seed=run.recipe.seed)
@@ -273,13 +272,14 @@ def _ask_for_all(run: RunState, writer: TraceWriter, problems: Sequence[Problem]
         run.reporter.begin("traces, at most", len(requests))
     else:
         plan = FixedPlan(requests, committed)
-        run.reporter.begin("traces", len(requests), sum(request.key in committed for request in requests))
+        wanted = [Planned(request.key, request.problem_id) for request in requests]
+        run.reporter.begin("traces", len(wanted), sum(row.key in committed for row in wanted))
     asked, _ = ask_teacher(run, plan, writer, lambda _: run.reporter.advance(1))
     counts: dict[str, float] = {"budget_reached": float(asked.reached is not None), "num_refused": len(asked.refused)}
     note_how_it_ended(run, asked, "The run goes on with the traces that are there.")
     if isinstance(plan, AdaptivePlan):
-        return plan.planned(), counts | plan.counts()
-    return (Planned(request.key, request.problem_id) for request in requests), counts | {"num_planned": len(requests)}
+        return list(plan.planned()), counts | plan.counts()
+    return wanted, counts | {"num_planned": len(wanted)}
 
 
 def note_how_it_ended(run: RunState, asked: Asked, consequence: str) -> None:
@@ -293,8 +293,8 @@ def note_how_it_ended(run: RunState, asked: Asked, consequence: str) -> None:
 
 def _judge(run: RunState) -> Callable[[Problem, Trace], Outcome]:
     """What an adaptive plan counts as verified: a trace that the filters will keep and whose answer is right."""
-    filters = run.recipe.filters
-    settings = default_filters(min_tokens=filters.min_tokens, max_tokens=filters.max_tokens or longest_completion(run.recipe))
+    # Percentiles of lengths are known when all traces are there; until then they bound nothing.
+    settings = with_percentiles(filter_settings(run.recipe), [])
 
     def judge(problem: Problem, trace: Trace) -> Outcome:
         (deciding,) = (v for v in judge_batch({trace.problem_id: problem}, [trace], settings) if not v.shadow)
@@ -340,13 +340,11 @@ def completion_of(trace: Trace) -> Completion:
     return Completion(trace.completion, trace.finish_reason, *counts, trace.seed)
 
 
-def planned_traces(run: RunState) -> list[Trace]:
-    """The traces that this recipe planned and that are there. The store may hold others, of other settings or runs."""
-    return list(stream_planned_traces(run))
-
-
 def stream_planned_traces(run: RunState, wanted: Container[str] | None = None) -> Iterator[Trace]:
-    """`planned_traces`, one after another and each once; with ``wanted``, only those of these keys."""
+    """The traces that this recipe planned and that are there, each once; with ``wanted``, only those of these keys.
+
+    The store may hold others, of other settings or runs.
+    """
     parents = {row.key: row.problem_id for row in run.store.read("planned", Planned)}
     if wanted is not None:
         parents = {key: problem_id for key, problem_id in parents.items() if key in wanted}
