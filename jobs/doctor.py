@@ -221,7 +221,8 @@ def _sandbox() -> Finding:
     if found.tier == "strict":
         tried = f"{len(found.checks)} ways out tried, none open"
         return Finding("sandbox", True, f"strict, by {found.route} namespaces; {tried}; for problems of kind code")
-    return Finding("sandbox", False, f"problems of kind code cannot be judged here: {found.missing}")
+    weaker = f"; STILLHOUSE_SANDBOX={found.tier} would run them without" if found.tier else ""
+    return Finding("sandbox", False, f"problems of kind code cannot be judged here: {found.missing}{weaker}")
 
 
 def _memory() -> Finding:

@@ -6,7 +6,7 @@ What the strict tier covers, each of it tried by the probe before the first prog
 
 - files: the program sees the interpreter, its standard library and the shared libraries these need, all read-only, and one
   empty tmpfs, ``/tmp``, of bounded size; no home, no sources, no site-packages, no ``/proc``, no ``/sys``, of ``/dev`` five
-  harmless nodes;
+  harmless nodes and a copy of its input, which is itself a file in memory that nobody can change;
 - network: a network namespace without an interface, and no call that makes a socket;
 - other processes: a pid namespace of its own, killed as a whole at the deadline and when the program ends;
 - identity: an unprivileged uid, inside and (when started as root) outside; no capability; no_new_privs; nothing setuid in
@@ -18,5 +18,6 @@ What the strict tier covers, each of it tried by the probe before the first prog
 
 What it does not cover: a bug in the kernel itself, behind the calls that are allowed; what can be learnt from timing and from
 the load of the machine; the machine's host name is hidden, its kernel release and CPU are not. Two weaker tiers exist for
-machines that forbid namespaces, and are used only when their name, which begins with ``unsafe``, is given.
+machines that forbid namespaces, and are used only when their name, which begins with ``unsafe``, is given: as an argument, or
+as the environment variable ``STILLHOUSE_SANDBOX`` (``choice.py``), which may name a service over HTTP as well (``service.py``).
 """

@@ -116,14 +116,14 @@ def set_limits(spec: dict) -> None:
         (resource.RLIMIT_FSIZE, limits["disk_bytes"], limits["disk_bytes"]),
         (resource.RLIMIT_NOFILE, limits["open_files"], limits["open_files"]),
         (resource.RLIMIT_NPROC, processes, processes),
-        (resource.RLIMIT_STACK, 8 << 20, limits["memory_bytes"] // 4),
+        (resource.RLIMIT_STACK, 8 << 20, resource.RLIM_INFINITY),  # address space: RLIMIT_AS bounds it
         (resource.RLIMIT_MEMLOCK, 0, 0),
         (resource.RLIMIT_MSGQUEUE, 0, 0),
         (resource.RLIMIT_SIGPENDING, 1024, 1024),
     ):
         ceiling = resource.getrlimit(what)[1]
         if ceiling != resource.RLIM_INFINITY:
-            soft, hard = min(soft, ceiling), min(hard, ceiling)
+            soft, hard = (ceiling if value == resource.RLIM_INFINITY else min(value, ceiling) for value in (soft, hard))
         resource.setrlimit(what, (soft, hard))
 
 
@@ -153,6 +153,8 @@ def restrict_files(spec: dict) -> None:
     rules = syscall(LANDLOCK, ctypes.c_char_p(attributes), len(attributes), 0)
     allowed = [(target, read_file | read_folder | execute) for _, target in spec["read_only"]]
     allowed += [(path, read_file | write_file) for path in spec["devices"]]
+    if spec["route"] != "none" and spec["stdin_bytes"]:
+        allowed.append(("/dev/stdin", read_file))
     allowed += [(spec["work"], known & ~execute & ~ioctl_device & ~(1 << 6) & ~(1 << 11))]  # no device nodes
     for path, rights in allowed:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)

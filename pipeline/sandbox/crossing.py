@@ -8,13 +8,22 @@ import collections
 import datetime
 import decimal
 import fractions
+import functools
 
 
 class CannotCross(BaseException):
-    """A value has no form in which it could be handed over. Not an Exception: tests must not swallow it."""
+    """A value has no form in which it could be handed over. Not an Exception, and noted: tests must not swallow it."""
+
+    reasons = ()
+
+    def __init__(self, reason=""):
+        super().__init__(reason)
+        CannotCross.reasons += (reason,)
 
 
 _SEQUENCES = {"l": list, "t": tuple, "s": set, "f": frozenset, "q": collections.deque}
+_VIEWS = {"K": type({}.keys()), "V": type({}.values()), "I": type({}.items())}
+_FACTORIES = {kind.__name__: kind for kind in (int, float, str, list, dict, set, tuple, bool)}
 _TIMES = {"date": datetime.date, "datetime": datetime.datetime, "time": datetime.time}
 
 
@@ -33,7 +42,19 @@ def encode(value, refer):
     if isinstance(value, (bytes, bytearray)):
         return ["b" if isinstance(value, bytes) else "a", bytes(value).hex()]
     if isinstance(value, dict):
-        return ["m", *([encode(key, refer), encode(item, refer)] for key, item in dict.items(value))]
+        kind = next(kind for kind in (collections.OrderedDict, dict) if isinstance(value, kind))
+        pairs = [[encode(key, refer), encode(item, refer)] for key, item in kind.items(value)]
+        if kind is collections.OrderedDict:
+            return ["O", *pairs]
+        if isinstance(value, collections.Counter):
+            return ["C", *pairs]
+        factory = getattr(value.default_factory, "__name__", "") if isinstance(value, collections.defaultdict) else ""
+        return ["M", factory, *pairs] if factory in _FACTORIES else ["m", *pairs]
+    for tag, kind in _VIEWS.items():
+        if isinstance(value, kind):
+            return [tag, *(encode(item, refer) for item in value)]
+    if isinstance(value, tuple) and isinstance(fields := getattr(value, "_fields", None), tuple):
+        return ["N", type(value).__name__, list(fields), [encode(item, refer) for item in tuple.__iter__(value)]]
     for tag, kind in _SEQUENCES.items():
         if isinstance(value, kind):
             return [tag, *(encode(item, refer) for item in kind.__iter__(value))]
@@ -70,8 +91,21 @@ def decode(form, resolve):
         return complex(float.fromhex(parts[0]), float.fromhex(parts[1]))
     if tag in ("b", "a"):
         return (bytes if tag == "b" else bytearray).fromhex(parts[0])
-    if tag == "m":
-        return {decode(key, resolve): decode(item, resolve) for key, item in parts}
+    if tag in ("m", "O", "C", "M"):
+        pairs = [(decode(key, resolve), decode(item, resolve)) for key, item in parts[tag == "M" :]]
+        if tag == "M":
+            return collections.defaultdict(_FACTORIES[parts[0]], pairs)
+        return {"m": dict, "O": collections.OrderedDict, "C": _counter}[tag](pairs)
+    if tag in _VIEWS:
+        items = [decode(item, resolve) for item in parts]
+        shown = dict(items) if tag == "I" else dict(enumerate(items)) if tag == "V" else dict.fromkeys(items)
+        return shown.items() if tag == "I" else shown.values() if tag == "V" else shown.keys()
+    if tag == "N":
+        name, fields, items = parts
+        values = tuple(decode(item, resolve) for item in items)
+        if len(fields) != len(values) or any(map(callable, values)) or set(fields) & set(dir(tuple)):
+            return values  # its attributes would be the sender's code
+        return _named_tuple(name, tuple(fields))(*values)
     if tag in _SEQUENCES:
         return _SEQUENCES[tag](decode(item, resolve) for item in parts)
     if tag == "r":
@@ -85,6 +119,15 @@ def decode(form, resolve):
     if tag[0] == "t" and tag[1:] in _TIMES:
         return _TIMES[tag[1:]].fromisoformat(parts[0])
     return resolve(tag, parts)
+
+
+def _counter(pairs):
+    return collections.Counter(dict(pairs))
+
+
+@functools.lru_cache(64)
+def _named_tuple(name, fields):
+    return collections.namedtuple(name, fields)
 
 
 def overwrite(old, new):

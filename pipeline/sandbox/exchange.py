@@ -56,12 +56,14 @@ def judge_calls(program: str, tests: str, entry_point: str, setup: str, *, limit
     # The work folder is on the interpreter's path there: these modules keep the names that they have here.
     ours = {
         side: {
-            f"stillhouse/pipeline/sandbox/{name}.py": (folder / f"{name}.py").read_text() for name in (side, "crossing", "wire")
+            f"stillhouse/pipeline/sandbox/{name}.py": (folder / f"{name}.py").read_text()
+            for name in (*names, "wire", "crossing")
         }
-        for side in ("program_side", "tests_side")
+        for side, names in {"program": ("program_side",), "tests": ("tests_side", "tests_found")}.items()
     }
-    program_files = ours["program_side"] | {"setup.py": setup, "program.py": program}
-    tests_files = ours["tests_side"] | {"setup.py": setup, "tests.py": tests, "entry_point.txt": entry_point}
+    program_files = ours["program"] | {"setup.py": setup, "program.py": program}
+    tests_files = ours["tests"] | {"setup.py": setup, "tests.py": tests, "entry_point.txt": entry_point}
+    tests_files["pytest.py"] = (folder / "pytest_in_tests.py").read_text()
     with (
         SandboxProcess(program_files, _argv("program_side", "serve"), limits=limits, tier=tier, route=route) as server,
         SandboxProcess(tests_files, _argv("tests_side", "judge"), limits=limits, tier=tier, route=route) as judge,

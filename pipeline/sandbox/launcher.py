@@ -190,6 +190,7 @@ def first_process(spec: dict, report_fd: int) -> None:
     check(libc.sethostname(name, len(name)), "sethostname")
     become_nobody(spec)
     prctl(PR_SET_DUMPABLE, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a first process gets no signal from inside that it has no handler for
     program = start(report_fd, lambda: become_program(spec, report_fd))
     os.close(report_fd)
     for fd in (0, 1, 2):  # the program's pipes end with the program
@@ -204,7 +205,7 @@ def build_file_system(spec: dict) -> None:
     """Make a root of its own: a read-only tmpfs with the interpreter bound into it, and one writable tmpfs, ``/tmp``."""
     at("mount inside a user namespace")
     mount("none", "/", None, MS_REC | MS_PRIVATE)
-    mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
+    mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={spec['stdin_bytes'] + (1 << 20)},mode=755")
     os.mkdir("/tmp/old")
     at("change the root")
     check(libc.syscall(ctypes.c_long(PIVOT_ROOT[os.uname().machine]), b"/tmp", b"/tmp/old"), "pivot_root")
@@ -217,6 +218,11 @@ def build_file_system(spec: dict) -> None:
     for path in spec["devices"]:
         at(f"show {path}")
         bind("/old" + path, path, MS_NOSUID | MS_NOEXEC)
+    if spec["stdin_bytes"]:
+        at("show /dev/stdin")
+        os.makedirs("/dev", exist_ok=True)
+        with open("/dev/stdin", "wb", opener=lambda path, flags: os.open(path, flags, 0o444)) as file:
+            file.write(read_all(0))
     at("make /tmp")
     os.mkdir("/tmp")
     size = spec["limits"]["disk_bytes"]
@@ -270,6 +276,10 @@ def run_bubblewrap(spec: dict, spec_fd: int, report_fd: int) -> None:
         command += ["--tmpfs", path, "--remount-ro", path]
     for path in spec["devices"]:
         command += ["--dev-bind", path, path]
+    if spec["stdin_bytes"]:  # opened anew: bubblewrap reads it to its end, and the program begins at its beginning
+        copy = os.open("/proc/self/fd/0", os.O_RDONLY)
+        os.set_inheritable(copy, True)
+        command += ["--perms", "444", "--ro-bind-data", str(copy), "/dev/stdin"]
     command += ["--perms", "1777", "--size", str(limits["disk_bytes"]), "--tmpfs", "/tmp", "--symlink", "/tmp", "/dev/shm"]
     command += ["--remount-ro", "/", "--chdir", "/tmp"]
     with open(os.path.join(os.path.dirname(__file__), "confine.py")) as source:

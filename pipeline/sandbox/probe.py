@@ -66,8 +66,9 @@ def require(tier: Tier = "strict") -> Route | None:
             f"programs that a model wrote are not run here, because this machine cannot shut them off: {report.missing}. Allow "
             "user namespaces (sysctl user.max_user_namespaces and, on Debian and Ubuntu, kernel.unprivileged_userns_clone or "
             "kernel.apparmor_restrict_unprivileged_userns; in a container a seccomp profile that lets unshare and mount "
-            "through), or install bubblewrap. Where the programs can be trusted, ask for an unsafe tier by name "
-            f"(here {report.tier or 'none works'})."
+            "through), or install bubblewrap. Where they can be run elsewhere, set STILLHOUSE_SANDBOX to the "
+            "address of a service that speaks SandboxFusion's /run_code. Where the programs can be trusted, set it to the name "
+            f"of an unsafe tier (here {report.tier or 'none works'})."
         )
     return report.route
 
@@ -115,6 +116,8 @@ def _try(tier: Tier, route: Route | None) -> tuple[tuple[Check, ...], str]:
         checks = tuple(_escapes(tier, route))
     except SandboxUnavailable as error:
         return (), str(error)
+    except OSError as error:  # no folder for temporary files, no process more for this user
+        return (), f"the probe itself cannot be set up: {error}"
     tolerated = _TOLERATED.get(tier)
     through = [check for check in checks if not check.refused and (tolerated is not None and check.name not in tolerated)]
     return checks, "; ".join(f"a program could {check.name} ({check.seen})" for check in through)

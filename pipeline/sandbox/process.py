@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import marshal
 import math
 import os
@@ -16,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from stillhouse.pipeline.sandbox.cgroup import pids_cgroup
 from stillhouse.pipeline.sandbox.landlock import landlock_version
@@ -45,7 +46,8 @@ class SandboxProcess:
     Args:
         files: path relative to the work folder and content; the folder is the program's current one.
         argv: what follows the interpreter on its command line, for example ``("main.py",)``.
-        limits: ``wall_s`` and ``output_bytes`` are the caller's to watch.
+        stdin: what the program reads, as a file that it cannot change; None for a pipe that the caller writes to.
+        limits: ``wall_s``, ``output_bytes`` and ``error_bytes`` are the caller's to watch.
         tier: see ``records.Tier``.
         route: who makes the namespaces of the strict tier.
 
@@ -55,19 +57,25 @@ class SandboxProcess:
     """
 
     def __init__(
-        self, files: Mapping[str, bytes | str], argv: Sequence[str], *, limits: Limits, tier: Tier, route: Route | None
+        self,
+        files: Mapping[str, bytes | str],
+        argv: Sequence[str],
+        stdin: bytes | None = None,
+        *,
+        limits: Limits,
+        tier: Tier,
+        route: Route | None,
     ):
         with ExitStack() as stack:
-            order = _order(files, argv, limits, tier, route)
+            order = _order(files, argv, limits, tier, route) | {"stdin_bytes": len(stdin or b"")}
             if tier != "strict":
                 order["work"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="stillhouse-"))
                 os.chmod(order["work"], 0o700)
                 if order["as_root"]:
                     os.chown(order["work"], NOBODY, NOBODY)
             order["cgroup"] = stack.enter_context(pids_cgroup(limits.processes + 2))
-            spec = stack.enter_context(tempfile.TemporaryFile())
-            spec.write(marshal.dumps(order))
-            spec.flush()
+            spec = stack.enter_context(_sealed(marshal.dumps(order)))
+            given = subprocess.PIPE if stdin is None else stack.enter_context(_sealed(stdin)).fileno()
             self._report, report = os.pipe()
             stack.callback(os.close, self._report)
             control, self._control = os.pipe()
@@ -76,7 +84,7 @@ class SandboxProcess:
             try:
                 self._process = subprocess.Popen(
                     [sys.executable, "-I", "-S", "-B", "-c", _LAUNCH, *map(str, (spec.fileno(), report, control))],
-                    stdin=subprocess.PIPE,
+                    stdin=given,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     pass_fds=(spec.fileno(), report, control),
@@ -84,11 +92,13 @@ class SandboxProcess:
                     cwd="/",
                     start_new_session=True,
                 )
+            except OSError as error:  # no process more for this user, no memory
+                raise SandboxUnavailable(f"the sandbox's launcher does not start: {error}") from error
             finally:
                 os.close(report)
                 os.close(control)
             stack.callback(self._end)
-            for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            for pipe in filter(None, (self._process.stdin, self._process.stdout, self._process.stderr)):
                 stack.callback(pipe.close)
                 os.set_blocking(pipe.fileno(), False)
             self.stdin, self.stdout, self.stderr = self._process.stdin, self._process.stdout, self._process.stderr
@@ -186,6 +196,17 @@ class SandboxProcess:
     def _end(self) -> None:
         if self._process.poll() is None:
             self.kill()
+
+
+def _sealed(content: bytes) -> BinaryIO:
+    """A file in memory that nobody can change any more, at its beginning."""
+    file = os.fdopen(os.memfd_create("stillhouse", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "r+b", buffering=0)
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]
+    file.seek(0)
+    fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
+    return file
 
 
 def _order(

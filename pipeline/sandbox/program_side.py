@@ -7,7 +7,17 @@ import sys
 import types
 
 from stillhouse.pipeline.sandbox.crossing import decode, encode
-from stillhouse.pipeline.sandbox.wire import deep, instance, rebuilt, send, setup_classes, state_of, take_pipes
+from stillhouse.pipeline.sandbox.wire import (
+    deep,
+    instance,
+    raised,
+    rebuilt,
+    run_coroutine,
+    send,
+    setup_classes,
+    state_of,
+    take_pipes,
+)
 
 
 def serve() -> None:
@@ -22,8 +32,12 @@ def serve() -> None:
         if isinstance(value, Callback):
             return ["c", value.key]
         form = state_of(value, classes, refer)
+        if isinstance(value, type) and issubclass(value, Exception):
+            return ["x", [kind.__name__ for kind in value.__mro__]]
         if form is None:
             objects.append(value)
+            if isinstance(value, types.CoroutineType):
+                return ["k", len(objects) - 1]
             form = ["h", len(objects) - 1, type(value).__name__, callable(value)]
         return form
 
@@ -69,7 +83,7 @@ def serve() -> None:
                 raise broken
             reply |= act(request, objects, vars(program), refer, resolve)
         except BaseException as error:
-            reply = {"id": request["id"], "raised": [type(error).__name__, str(error)[:300]]}
+            reply = {"id": request["id"], "raised": raised(error)}
         with deep():
             send(outgoing, b"", reply)
 
@@ -87,6 +101,9 @@ def act(request, objects, names, refer, resolve):
         result = {
             "attribute": getattr,
             "item": lambda t, k: t[k],
+            "await": run_coroutine,
+            "set": setattr,
+            "set item": lambda t, k, v: t.__setitem__(k, v),
             "iter": iter,
             "next": next,
             "len": len,

@@ -34,7 +34,8 @@ class Limits:
         files: files in /tmp; where bubblewrap mounts it, watched from outside and not refused by the kernel.
         processes: processes and threads at the same time, the sandbox's own first process among them.
         open_files: file descriptors a process.
-        output_bytes: of stdout and stderr together; past it the program is killed.
+        output_bytes: of stdout; past it the program is killed.
+        error_bytes: of stderr, likewise.
     """
 
     wall_s: float = 10.0
@@ -45,6 +46,7 @@ class Limits:
     processes: int = 32
     open_files: int = 128
     output_bytes: int = 16 << 20
+    error_bytes: int = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class SandboxResult:
     """How a program ended.
 
     Args:
-        stdout, stderr: what it wrote, at most ``Limits.output_bytes`` together.
+        stdout, stderr: what it wrote, at most ``Limits.output_bytes`` and ``Limits.error_bytes``.
         exit_status: as a shell gives it, 128 + n where signal n ended it.
         timed_out: the wall clock or the processor time ran out.
         killed_for: which limit ended it: ``time``, ``cpu``, ``memory`` (of all processes together), ``files`` or ``output``; ""

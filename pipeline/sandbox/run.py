@@ -29,7 +29,8 @@ def run_sandboxed(
     Args:
         files: path relative to the program's work folder, and content. The folder is its current one and the only writable one.
         argv: what follows the interpreter on the command line: ``("main.py",)``, ``("-c", "print(1)")``.
-        stdin: what it can read from standard input.
+        stdin: what it can read from standard input, which is a file (not a pipe) as when a judge redirects one, and again
+            under ``/dev/stdin``.
         limits: what it may use up; a program past a limit is killed with everything it started.
         tier: how it is shut off; anything but ``strict`` is unsafe and has to be asked for by name.
 
@@ -50,17 +51,16 @@ def run_by_route(
     route: Route | None,
 ) -> SandboxResult:
     """As ``run_sandboxed``, by a given route and without asking the probe: what the probe itself runs by."""
-    waiting = memoryview(stdin.encode() if isinstance(stdin, str) else stdin)
+    given = stdin.encode() if isinstance(stdin, str) else stdin
     outputs = {1: bytearray(), 2: bytearray()}
     killed_for: KilledFor = ""
-    with SandboxProcess(files, argv, limits=limits, tier=tier, route=route) as process, selectors.DefaultSelector() as selector:
+    with (
+        SandboxProcess(files, argv, given, limits=limits, tier=tier, route=route) as process,
+        selectors.DefaultSelector() as selector,
+    ):
         process.wait_until_started()
         selector.register(process.stdout, selectors.EVENT_READ, 1)
         selector.register(process.stderr, selectors.EVENT_READ, 2)
-        if waiting:
-            selector.register(process.stdin, selectors.EVENT_WRITE, 0)
-        else:
-            process.stdin.close()
         deadline = process.started + limits.wall_s
         look_again = process.started + WATCH_S
         while process.poll() is None and not killed_for:
@@ -72,39 +72,31 @@ def run_by_route(
                 killed_for = "memory" if process.over_memory() else "files" if process.over_files() else ""
             pause_s = min(WATCH_S, max(0, deadline - now))
             if selector.get_map():
-                waiting = _move(selector, pause_s, waiting, outputs)
+                _read(selector, pause_s, outputs)
             else:  # a program may close its pipes and go on, so their end is not its end
                 process.wait(pause_s)
-            if sum(map(len, outputs.values())) > limits.output_bytes:
-                killed_for = "output"
+            killed_for = killed_for or _flooded(outputs, limits)
         status = process.kill() if killed_for else process.poll()
         seconds = time.monotonic() - process.started
         if not killed_for:
-            while any(key.data for key in selector.get_map().values()):  # what is left in the pipes of a dead program
-                waiting = _move(selector, 0, waiting, outputs)
-    if not killed_for and sum(map(len, outputs.values())) > limits.output_bytes:
-        killed_for = "output"
+            while selector.get_map():  # what is left in the pipes of a dead program
+                _read(selector, 0, outputs)
+    killed_for = killed_for or _flooded(outputs, limits)
     if not killed_for and status == 128 + SIGXCPU:
         killed_for = "cpu"
     stdout = bytes(outputs[1][: limits.output_bytes])
-    stderr = bytes(outputs[2][: limits.output_bytes - len(stdout)])
+    stderr = bytes(outputs[2][: limits.error_bytes])
     return SandboxResult(stdout, stderr, status, killed_for in ("time", "cpu"), killed_for, seconds, process.setup_seconds)
 
 
-def _move(selector: selectors.BaseSelector, timeout_s: float, waiting: memoryview, outputs: dict[int, bytearray]) -> memoryview:
-    """Write what stdin takes, read what the outputs have; returns what is left to write."""
+def _flooded(outputs: dict[int, bytearray], limits: Limits) -> KilledFor:
+    return "output" if len(outputs[1]) > limits.output_bytes or len(outputs[2]) > limits.error_bytes else ""
+
+
+def _read(selector: selectors.BaseSelector, timeout_s: float, outputs: dict[int, bytearray]) -> None:
+    """Read what the outputs have; one that has ended is forgotten."""
     for key, _ in selector.select(timeout_s):
-        if key.data:
-            chunk = os.read(key.fd, 1 << 16)
-            outputs[key.data] += chunk
-            if not chunk:
-                selector.unregister(key.fileobj)
-            continue
-        try:
-            waiting = waiting[os.write(key.fd, waiting[: 1 << 16]) :]
-        except BrokenPipeError:  # it does not read its input to the end
-            waiting = memoryview(b"")
-        if not waiting:
+        chunk = os.read(key.fd, 1 << 16)
+        outputs[key.data] += chunk
+        if not chunk:
             selector.unregister(key.fileobj)
-            key.fileobj.close()
-    return waiting

@@ -63,14 +63,25 @@ def instance(parts, classes, namespace, resolve):
     return made
 
 
-def rebuilt(kind, text, names):
-    """The exception that the other side raised, as the same builtin (or the setup's) type where there is one."""
-    found = names.get(kind, getattr(builtins, kind, None))
-    error = RuntimeError(f"{kind}: {text}")
-    if isinstance(found, type) and issubclass(found, Exception):
-        try:
-            error = found(text)
-        except TypeError:  # wants other arguments (UnicodeDecodeError)
-            error = RuntimeError(f"{kind}: {text}")
-    error.of_the_program = True
+def raised(error):
+    """The form of an exception: the names of its type and of that one's bases, and its text."""
+    return [[kind.__name__ for kind in type(error).__mro__], str(error)[:300]]
+
+
+def rebuilt(kinds, text, names):
+    """The exception that the other side raised, as the nearest builtin type (or the setup's) that it is one of."""
+    known = (names.get(kind, getattr(builtins, kind, None)) for kind in kinds)
+    found = next((kind for kind in known if isinstance(kind, type) and issubclass(kind, Exception)), RuntimeError)
+    try:
+        error = found(text)
+    except TypeError:  # wants other arguments (UnicodeDecodeError)
+        error = RuntimeError(text)
+    error.of_the_program = str(kinds[0])
     return error
+
+
+def run_coroutine(coroutine):
+    """Wait for a coroutine's result."""
+    import asyncio  # only here: it takes longer to import than all else
+
+    return asyncio.run(coroutine)

@@ -6,9 +6,11 @@ at full length; for asserts a second sandbox runs the tests and calls the progra
 What counts as what:
 
 - *wrong*: other output, a failed assert, an exception, an exit status other than 0 (even after the right output), an end before
-  all calls were answered (``sys.exit``, ``os._exit``), output without end.
+  all calls were answered (``sys.exit``, ``os._exit``), output without end. Output is compared as text, line by line, without
+  the white space at the ends of lines and the empty lines at the end: ``0.30`` is not ``0.3``.
 - *undecided*: the wall clock, the processor time or the memory of all processes together ran out, because these limits are ours
-  and the load is the machine's; tests that do not run, that never call the program, or whose values cannot cross.
+  and the load is the machine's; a program that imports what is not in the standard library, which is all that it is shown;
+  tests that do not run, that never call the program, that look at what it prints, or whose values cannot cross.
 
 What it does not catch: tests that ask the program itself whether it is right (``assert solution.is_correct(x)``).
 """
@@ -16,21 +18,23 @@ What it does not catch: tests that ask the program itself whether it is right (`
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stillhouse.pipeline.errors import RecipeError
-from stillhouse.pipeline.extraction import THINK_CLOSE, THINK_OPEN
+from stillhouse.pipeline.sandbox.choice import chosen_sandbox
 from stillhouse.pipeline.sandbox.exchange import judge_calls
 from stillhouse.pipeline.sandbox.records import KilledFor, Limits, SandboxResult, Tier
 from stillhouse.pipeline.sandbox.run import run_sandboxed
 from stillhouse.pipeline.sandbox.service import SandboxService
+from stillhouse.pipeline.verifiers.fenced_program import program_of
 from stillhouse.pipeline.verifiers.judgement import Judgement
 
 DEADLINE_S = 10.0
-_ROOM_BYTES = 1 << 20
-# A fence opens and closes at the start of a line; what it opens with says python and nothing more.
-_PYTHON_BLOCK = re.compile(r"^```[ \t]*(?:python3?|py)[ \t]*\r?\n(.*?)^```[ \t]*\r?$", re.DOTALL | re.MULTILINE | re.IGNORECASE)
+MAX_PROGRAM_CHARS = 1 << 20
+_ROOM_BYTES, _ERROR_BYTES = 1 << 20, 16 << 20
+_MISSING_MODULE = re.compile(r"ModuleNotFoundError: No module named '(\w+)")
 _LIMIT_WORDS: dict[KilledFor, str] = {
     "time": "not ready after {:g} s; killed",
     "cpu": "the processor time ran out",
@@ -39,27 +43,12 @@ _LIMIT_WORDS: dict[KilledFor, str] = {
 }
 
 
-def program_of(completion: str) -> str | None:
-    """Return the last closed ```` ```python ```` block after the think block; None where there is none.
-
-    A text without think tags is searched as a whole, and is itself the program where it has no fence either (a bare answer).
-    One whose think block is not closed has no program.
-    """
-    _, closed, after = completion.rpartition(THINK_CLOSE)
-    if not closed and THINK_OPEN in completion:
-        return None
-    if not closed and "```" not in completion:
-        return completion if completion.strip() else None
-    blocks = _PYTHON_BLOCK.findall(after)
-    return blocks[-1] if blocks and blocks[-1].strip() else None
-
-
 def verify_code(
     problem_entry: Mapping[str, Any],
     completion: str,
     *,
     timeout_s: float = DEADLINE_S,
-    sandbox: Tier | SandboxService = "strict",
+    sandbox: Tier | SandboxService | None = None,
 ) -> Judgement:
     """Judge the program in a whole completion (`program_of`: the last python block). Otherwise as `verify_program`."""
     program = program_of(completion)
@@ -69,23 +58,35 @@ def verify_code(
 
 
 def verify_program(
-    problem_entry: Mapping[str, Any], program: str, *, timeout_s: float = DEADLINE_S, sandbox: Tier | SandboxService = "strict"
+    problem_entry: Mapping[str, Any],
+    program: str,
+    *,
+    timeout_s: float = DEADLINE_S,
+    sandbox: Tier | SandboxService | None = None,
 ) -> Judgement:
     """Judge the source of a program.
 
     Args:
-        problem_entry: ``tests``, either a list of ``{"stdin": …, "stdout": …}`` or Python source with asserts. For the latter
-            ``entry_point`` (a name, or an expression as ``Solution().method``), which is handed to ``check(candidate)`` where
-            the tests define that, and ``setup``, source that the program and the tests both get (classes that pass between
-        them). program: Python source.
+        problem_entry: ``tests``, either a list of ``{"stdin": …, "stdout": …}`` (text, or a list of lines) or Python source
+            with asserts, as one text or a list. For the latter ``entry_point`` (a name, or an expression as
+            ``Solution().method``), which is handed to ``check(candidate)`` where the tests define that, and ``setup``, source
+            that the program and the tests both get (classes that pass between them). Functions ``test_*``, classes ``Test*``
+            and unittest's test cases that the tests do not call themselves are called.
+        program: Python source.
         timeout_s: seconds for each stdin/stdout test, or for all asserts together.
-        sandbox: a tier of this machine's sandbox, or a service (stdin/stdout tests only).
+        sandbox: a tier of this machine's sandbox, or a service (stdin/stdout tests only); None is what the environment's
+            ``STILLHOUSE_SANDBOX`` says, strict where it says nothing.
 
     Raises:
         RecipeError: the entry is not of this form, or its tests cannot run on a service.
         SandboxUnavailable: the sandbox is not there. Nothing has been run.
     """
+    sandbox = chosen_sandbox() if sandbox is None else sandbox
     tests = problem_entry.get("tests")
+    if len(program) > MAX_PROGRAM_CHARS:
+        return Judgement("undecided", f"the program has {len(program)} characters, more than {MAX_PROGRAM_CHARS}; not run")
+    if isinstance(tests, Sequence) and tests and all(isinstance(test, str) for test in tests):
+        tests = tests if isinstance(tests, str) else "\n".join(tests)  # MBPP's test_list: an assert each
     if isinstance(tests, str) and tests.strip():
         if isinstance(sandbox, SandboxService):
             raise RecipeError("tests with asserts need a sandbox on this machine; a service runs stdin/stdout tests only")
@@ -109,9 +110,9 @@ def normalised(output: bytes) -> list[bytes]:
 
 def _by_output(program: str, tests: Sequence[Mapping[str, Any]], timeout_s: float, sandbox: Tier | SandboxService) -> Judgement:
     for number, test in enumerate(tests, 1):
-        expected = str(test["stdout"]).encode(errors="surrogatepass")
-        limits = Limits(wall_s=timeout_s, output_bytes=4 * len(expected) + _ROOM_BYTES)
-        stdin = str(test.get("stdin") or "")
+        expected = _text(test["stdout"]).encode(errors="surrogatepass")
+        limits = Limits(wall_s=timeout_s, output_bytes=4 * len(expected) + _ROOM_BYTES, error_bytes=_ERROR_BYTES)
+        stdin = _text(test.get("stdin"))
         if isinstance(sandbox, SandboxService):
             result = sandbox.run_program(program, stdin, limits=limits)
         else:
@@ -125,11 +126,20 @@ def _by_output(program: str, tests: Sequence[Mapping[str, Any]], timeout_s: floa
     return Judgement("correct", f"the output of all {len(tests)} tests is as expected")
 
 
+def _text(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "\n".join(map(str, value))
+    return "" if value is None else str(value)
+
+
 def _compare(result: SandboxResult, expected: bytes, timeout_s: float) -> Judgement:
     if result.killed_for in _LIMIT_WORDS:
         return Judgement("undecided", _LIMIT_WORDS[result.killed_for].format(timeout_s))
     if result.killed_for:
-        return Judgement("wrong", f"wrote more than could be right, {len(expected)} bytes; killed")
+        flood = f"{_ERROR_BYTES} bytes on stderr" if len(result.stderr) >= _ERROR_BYTES else f"{len(expected)} bytes expected"
+        return Judgement("wrong", f"wrote more than could be right ({flood}); killed")
+    if result.exit_status and (missing := _not_shown(_last_line(result.stderr))):
+        return Judgement("undecided", missing)
     got, wanted = normalised(result.stdout), normalised(expected)
     if got != wanted:
         line = next((i for i, (a, b) in enumerate(zip(got, wanted)) if a != b), min(len(got), len(wanted)))
@@ -149,9 +159,19 @@ def _by_asserts(program: str, tests: str, entry_point: str, setup: str, timeout_
         return Judgement("wrong", "answered with more than the limit on output; killed")
     if ended.program_status is not None:
         return Judgement("wrong", f"the program ended, status {ended.program_status}, before it had answered all calls")
+    if ended.outcome == "wrong" and (missing := _not_shown(ended.reason)):
+        return Judgement("undecided", missing)
     if ended.outcome not in ("correct", "wrong"):
         return Judgement("undecided", ended.reason)
     return Judgement(ended.outcome, ended.reason)
+
+
+def _not_shown(error: str) -> str:
+    """Why a program that stopped for want of a module proves nothing, "" where it did not."""
+    found = _MISSING_MODULE.search(error)
+    if not found or found[1] in sys.stdlib_module_names:
+        return ""
+    return f"the program imports {found[1]}, and the sandbox shows it the standard library only"
 
 
 def _last_line(stderr: bytes) -> str:

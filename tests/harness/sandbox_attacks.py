@@ -31,7 +31,7 @@ from tests import as_nobody
 from tests.harness.attack_table import CALLS, PRELUDE, RUN_CALLS, RUN_PROBES, Program, probes, programs
 from tests.harness.scoring_cheats import run_cheats
 
-LIMITS = Limits(wall_s=20, memory_bytes=256 << 20, disk_bytes=8 << 20, processes=16, output_bytes=1 << 20)
+LIMITS = Limits(wall_s=20, memory_bytes=256 << 20, disk_bytes=8 << 20, processes=16, output_bytes=1 << 20, error_bytes=1 << 20)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,12 @@ class Outside:
             listener.listen()
             listener.setblocking(False)
             self.listeners.append(listener)
-        os.chmod(f"{self.folder}/socket", 0o777)
+        self.datagrams = [stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) for _ in unix]
+        for receiver, path in zip(self.datagrams, (f"{self.folder}/datagrams", f"\0{self.abstract}-datagrams")):
+            receiver.bind(path)
+            receiver.setblocking(False)
+        for name in ("socket", "datagrams"):
+            os.chmod(f"{self.folder}/{name}", 0o777)
         command = [sys.executable, "-I", "-S", "-c", "input()"]
         self.sleeper = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
         stack.callback(self.sleeper.wait)
@@ -78,13 +83,15 @@ class Outside:
                 "port": self.listeners[0].getsockname()[1],
                 "unix": f"{self.folder}/socket",
                 "abstract": self.abstract,
+                "datagrams": f"{self.folder}/datagrams",
+                "abstract_datagrams": f"{self.abstract}-datagrams",
                 "pid": self.sleeper.pid,
             }
         )
 
     def changed(self) -> str:
         """What has happened out here, "" when nothing has."""
-        if self.secret.read_text() != "not for you" or sorted(os.listdir(self.folder)) != ["secret", "socket"]:
+        if self.secret.read_text() != "not for you" or sorted(os.listdir(self.folder)) != ["datagrams", "secret", "socket"]:
             return "a file outside has changed"
         state = Path(f"/proc/{self.sleeper.pid}/stat").read_text().rpartition(")")[2].split()[0]
         if self.sleeper.poll() is not None or state in "TtZX":
@@ -93,6 +100,12 @@ class Outside:
             with contextlib.suppress(BlockingIOError):
                 listener.accept()[0].close()
                 return "a connection came in"
+        for receiver in self.datagrams:
+            with contextlib.suppress(BlockingIOError):
+                receiver.recv(1)
+                return "a datagram came in"
+        if os.path.exists("/dev/shm/stillhouse-attack"):
+            return "a file is left in shared memory"
         return "" if socket.gethostname() == self.hostname else "the host has another name"
 
 
@@ -151,7 +164,7 @@ def _program(program: Program, outside: Outside, tier: Tier, route: Route | None
         why.append(f"held up the caller {over_s:.1f} s beyond its limit")
     if left := processes_with(mark):
         why.append(f"{left} processes left behind")
-    if len(result.stdout) + len(result.stderr) > limits.output_bytes:
+    if len(result.stdout) > limits.output_bytes or len(result.stderr) > limits.error_bytes:
         why.append("more output than allowed")
     seen = f"status {result.exit_status}, killed for {result.killed_for or 'nothing'}, {result.seconds:.2f} s"
     return Outcome(program.kind, program.name, bool(why), "; ".join(why) or seen)

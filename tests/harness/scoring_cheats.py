@@ -80,6 +80,86 @@ class Box:
 """,
     "tests": "assert add(Box(1), Box(2)).same(Box(3))",
 }
+OWN_ERROR = {
+    "tests": """
+try:
+    add(-1, 1)
+    assert False
+except E:
+    pass
+assert add(2, 3) == 5
+"""
+}
+CATCHES_ALL = {"tests": "assert add(2, 3) == 5\ntry:\n    assert add(-1, 1)\nexcept:\n    pass"}
+TEST_CLASS = {
+    "tests": """
+assert add(2, 3) == 5
+class TestAdd:
+    def setup_method(self):
+        self.three = 3
+    def test_more(self):
+        assert add(self.three, 4) == 7
+"""
+}
+TEST_CASE = {
+    "tests": """
+import unittest
+assert add(2, 3) == 5
+class More(unittest.TestCase):
+    def test_more(self):
+        self.assertEqual(add(3, 4), 7)
+"""
+}
+TEST_RUNNER = {
+    "tests": TEST_CASE["tests"]
+    + """
+suite = unittest.TestLoader().loadTestsFromTestCase(More)
+unittest.TextTestRunner().run(suite)
+"""
+}
+PARAMETRIZED = {
+    "tests": """
+import pytest
+from solution import add
+assert add(2, 3) == 5
+@pytest.mark.slow
+@pytest.mark.parametrize('a, b, c', [(2, 3, 5), (3, 4, 7), pytest.param(1, 1, 2, id='ones')])
+def test_sum(a, b, c):
+    assert add(a, b) == c
+"""
+}
+PYTEST_RAISES = {
+    "tests": """
+import pytest
+def test_error():
+    assert add(2, 3) == 5
+    with pytest.raises(ValueError, match='neg') as info:
+        add(-1, 3)
+    assert 'negative' in str(info.value)
+"""
+}
+PYTEST_APPROX = {
+    "tests": """
+import pytest
+def test_near():
+    assert add(0.1, 0.2) == pytest.approx(0.3)
+    assert [add(0.1, 0.2), add(1, 1)] == pytest.approx([0.3, 2])
+    assert add(1, 1) != pytest.approx(2.1, abs=0.01)
+"""
+}
+AWAITED = {"tests": "import asyncio\nassert asyncio.run(add(2, 3)) == 5\nassert asyncio.run(add(3, 4)) == 7"}
+ASYNC_TEST = {"tests": "async def test_sum():\n    assert await add(2, 3) == 5\n    assert await add(3, 4) == 7"}
+ORDERED = {"tests": "from collections import OrderedDict\nassert add('x', 'y') == OrderedDict([('x', 1), ('y', 2)])"}
+COUNTED = {"tests": "assert add(1, 2)['x'] == 2 and add(1, 2)['z'] == 0 and 'z' not in add(1, 2)"}
+CONTAINED = {"tests": "assert 3 in add(1, 2) and 9 not in add(1, 2)"}
+LENGTH = {"tests": "r = add(1, 2)\nassert len(r) == 3 and r == [1, 1, 1]"}
+ONE = {"tests": "assert add(1, 0) is True and add(1, 0) == 1"}
+METHOD = {
+    "tests": "def check(candidate):\n    assert candidate(2, 3) == 5\n    assert candidate(3, 4) == 7",
+    "entry_point": "add",
+}
+IMPORTED = {"tests": "import solution\nassert solution.add(2, 3) == 5"}
+CHANGED = {"tests": "a, want = [1], [2]\nadd(a, want)\nassert a == [1] and want == [2] and add([3], [4]) == [3, 4]"}
 SEARCH = """
 import os, sys, gc, re
 def hunt():
@@ -112,6 +192,24 @@ ENTRIES = {
     "RAISES": RAISES,
     "CALLBACK": CALLBACK,
     "SETUP": SETUP,
+    "OWN_ERROR": OWN_ERROR,
+    "CATCHES_ALL": CATCHES_ALL,
+    "TEST_CLASS": TEST_CLASS,
+    "TEST_CASE": TEST_CASE,
+    "TEST_RUNNER": TEST_RUNNER,
+    "PARAMETRIZED": PARAMETRIZED,
+    "PYTEST_RAISES": PYTEST_RAISES,
+    "PYTEST_APPROX": PYTEST_APPROX,
+    "AWAITED": AWAITED,
+    "ASYNC_TEST": ASYNC_TEST,
+    "ORDERED": ORDERED,
+    "COUNTED": COUNTED,
+    "CONTAINED": CONTAINED,
+    "LENGTH": LENGTH,
+    "ONE": ONE,
+    "METHOD": METHOD,
+    "IMPORTED": IMPORTED,
+    "CHANGED": CHANGED,
 }
 
 

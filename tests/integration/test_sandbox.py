@@ -82,8 +82,8 @@ def test_a_file_that_leads_out_of_the_work_folder_is_refused(report):
 
 def test_attacks_are_refused(report):
     """A model-written program could read the caller's files, reach the network, or take the machine down."""
-    outcomes = sandbox_attacks.run_all("strict", report.route, every=4)
-    assert len(outcomes) >= 150
+    outcomes = sandbox_attacks.run_all("strict", report.route, every=8)
+    assert len(outcomes) >= 300
     assert [outcome for outcome in outcomes if outcome.leaked] == []
 
 
@@ -100,7 +100,7 @@ def test_every_attack_and_cheat_is_refused_to_both_users_by_both_routes(report, 
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
     answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert re.search(r"[12]\d\d attacks, 0 leaks; \d\d scoring cheats, 0 false passes", answer.stdout)
+    assert re.search(r"[4-9]\d\d attacks, 0 leaks; \d{3} scoring cheats, 0 false passes", answer.stdout)
 
 
 @pytest.mark.slow
@@ -131,7 +131,8 @@ def test_namespaces_hold_without_the_filter(report, monkeypatch, route):
     monkeypatch.setattr(sandbox_attacks, "CALLS", {})
     monkeypatch.setattr(sandbox_attacks, "programs", lambda: [])
     kernel_only = {"talk to the kernel over netlink", "use the kernel's crypto sockets", "listen", "see a network interface"}
-    kernel_only |= {"send UDP", "reach the hypervisor (vsock)"}  # sockets that lead nowhere
+    kernel_only |= {"send UDP", "reach the hypervisor (vsock)", "bind one of a pair", "serve with multiprocessing"}
+    kernel_only |= {"trace its own child", "run the loader on what it wrote"}  # and sockets that lead nowhere
     leaked = {o.name for o in sandbox_attacks.run_all("strict", route) if o.leaked}
     assert leaked <= kernel_only | {"run a binary it wrote", "run a library as a program", "run from shared memory"}
 
@@ -173,8 +174,29 @@ def test_nothing_runs_where_namespaces_are_forbidden(tmp_path):
         pytest.skip(f"no user namespace to forbid them in: {answer.stderr.strip()}")
     assert "SandboxUnavailable: programs that a model wrote are not run here" in answer.stderr
     assert "max_user_namespaces" in answer.stderr
+    assert "STILLHOUSE_SANDBOX" in answer.stderr
     assert answer.stdout == ""
     assert not witness.exists()
+
+
+def test_a_named_unsafe_tier_runs_with_a_warning():
+    """Whoever accepts the risk on a machine of their own could not take it, or would take it without a word."""
+    code = (
+        "import os; os.environ['STILLHOUSE_SANDBOX'] = 'unsafe-limits'\n"
+        "from stillhouse.pipeline.verifiers.code import verify_program\n"
+        "entry = {'tests': [{'stdin': '1 2', 'stdout': '3'}]}\n"
+        "print(verify_program(entry, 'print(sum(map(int, open(0).read().split())))').outcome, end=' ')\n"
+        "print(verify_program({'tests': 'assert f(1) == 2'}, 'def f(n): return 2 * n').outcome)"
+    )
+    if os.geteuid() == 0:
+        as_user_or_skip()
+        answer = as_nobody.run(["-c", code], timeout_s=120)
+    else:
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        command = [sys.executable, "-c", code]
+        answer = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert answer.stdout == "correct correct\n", answer.stderr
+    assert "run in the tier unsafe-limits: they are not shut off from this machine" in answer.stderr
 
 
 def test_an_unsafe_tier_is_announced(report, caplog):
