@@ -18,7 +18,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint sanitize chaos bench constraints clean
+.PHONY: help setup demo test test-fast lint sanitize chaos harness bench constraints clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,11 @@ chaos: $(STAMP)  ## The long drills: 1,000 kills, 100,000 faulty calls, budgets,
 	@drill() { echo "$$*" >&2; $(BIN)/python -m tests.chaos."$$@" >$(CHAOS)/$$1.json; code=$$?; cat $(CHAOS)/$$1.json; return $$code; }; \
 	  drill kills --object-store-kills 100 && drill bad_api && drill budget && drill engines && drill cluster_kills \
 	  && drill scale --folder $(CHAOS)/scale && rm -rf $(CHAOS)/scale
+
+harness: $(STAMP)  ## Verifiers, sandbox, decontamination against their targets, at modest sizes; about five minutes
+	@status=0; harness() { echo "$$*" >&2; $(BIN)/python -m tests.harness."$$@" || { status=1; echo "$$1: target missed" >&2; }; }; \
+	  harness conformance; harness perturbed --num 10000; harness hostile --deadline 1 --every 4; \
+	  harness decontamination; harness sandbox_attacks; exit $$status
 
 bench: $(STAMP)  ## Measure the kernels on this machine
 	@$(BIN)/stillhouse bench kernels
