@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from stillhouse.pipeline.sandbox.choice import VARIABLE as SANDBOX_VARIABLE
+
 PROCESS_ENVIRONMENT = {
     # A thread that waits for its neighbours sleeps. By default libgomp's spin, and on a machine that anyone else uses that
     # is ruinous: the demo's training step went from 0.3 s to 8.4 s beside one busy process, with PASSIVE to 0.5 s.
@@ -23,5 +25,6 @@ def settle_environment() -> None:
 
 
 def worker_environment() -> dict[str, str]:
-    """The same variables as they stand here, for workers that somebody else's Ray starts."""
-    return {name: os.environ.get(name, value) for name, value in PROCESS_ENVIRONMENT.items()}
+    """The same variables as they stand here, and where programs may run, for workers that somebody else's Ray starts."""
+    chosen = {SANDBOX_VARIABLE: os.environ[SANDBOX_VARIABLE]} if SANDBOX_VARIABLE in os.environ else {}
+    return {name: os.environ.get(name, value) for name, value in PROCESS_ENVIRONMENT.items()} | chosen

@@ -7,31 +7,37 @@ few hundred bytes stay in memory until duplicates and the selection are settled.
 from __future__ import annotations
 
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from stillhouse.jobs.cluster import meant_error
+from stillhouse.jobs.own_code import own_folders, search_in
+from stillhouse.jobs.probing import PROBE_KEYS, student_pass_rates
 from stillhouse.jobs.run_state import RunState, StageOutput, read_problems
 from stillhouse.jobs.sources import filter_settings
 from stillhouse.jobs.traces import stream_planned_traces
-from stillhouse.pipeline.decontamination import TEST_SPLIT, Decontaminator
-from stillhouse.pipeline.dedup import near_duplicate_problems
+from stillhouse.pipeline.decontamination import DECONTAMINATION_VERSION, TEST_SPLIT, Decontaminator
+from stillhouse.pipeline.dedup import DEDUP_VERSION, near_duplicate_problems
 from stillhouse.pipeline.errors import NothingKeptError, RecipeError
 from stillhouse.pipeline.filters.drop import FILTERS_VERSION
-from stillhouse.pipeline.filters.judging import filter_rates
+from stillhouse.pipeline.filters.rates import FilterRate, filter_rates
 from stillhouse.pipeline.filters.settings import FILTERS, FilterSetting, needs_percentiles, with_percentiles
 from stillhouse.pipeline.funnel import FunnelRow, Survey, settle, survey_batch
 from stillhouse.pipeline.overlap.evaluation_sets import evaluation_prompts
 from stillhouse.pipeline.records import Problem, Trace, Verdict
+from stillhouse.pipeline.selection import SELECTION_VERSION
 from stillhouse.pipeline.store import RunStore
+from stillhouse.pipeline.tally import Seen, histogram, source_rates
 from stillhouse.pipeline.verification import VERIFIER_VERSION
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 TRACES_A_TASK = 256
 TASKS_A_CORE = 2
+FILTERING_FILE = "filtering.json"
+"""Rates of each filter, check and source, and the histograms of the traces."""
 
 
 def filter_stage(run: RunState) -> None:
@@ -43,12 +49,15 @@ def filter_stage(run: RunState) -> None:
         code_version=CODE_VERSION,
         settings={
             "filters": filters.model_dump(mode="json"),
-            "select": select.model_dump(mode="json"),
+            "select": select.model_dump(mode="json", exclude=PROBE_KEYS),
             "seed": run.recipe.seed,
             "verifier": VERIFIER_VERSION,
             "filters_version": FILTERS_VERSION,
+            "dedup_version": DEDUP_VERSION,
+            "decontamination_version": DECONTAMINATION_VERSION,
+            "selection_version": SELECTION_VERSION,
         },
-        inputs={"traces": run.manifests["traces"].fingerprint},
+        inputs={name: run.manifests[name].fingerprint for name in ("traces", "probe") if name in run.manifests},
         work=lambda _: _filter(run),
     )
 
@@ -76,11 +85,14 @@ def _filter(run: RunState) -> StageOutput:
             prompt_duplicates=near_duplicate_problems([by_id[key] for key in sorted(asked)]),
             near_dedup=recipe.filters.near_duplicates,
             prompt_dedup=recipe.filters.near_prompts,
+            decontaminate=recipe.filters.decontaminate,
             selection={
                 "per_problem": recipe.select.per_problem,
                 "seed": recipe.seed,
                 "strategy": recipe.select.strategy,
                 "teacher_band": recipe.select.teacher_band,
+                "student_band": recipe.select.student_band,
+                "student_pass_rates": student_pass_rates(run),
                 "per_source": recipe.select.per_source,
                 "max_total": recipe.select.max_examples,
                 "balance": recipe.select.balance,
@@ -96,7 +108,7 @@ def _filter(run: RunState) -> StageOutput:
         *verdicts.files,
         *kept.files,
         run.store.write_json("funnel.json", [asdict(row) for row in settled.funnel]),
-        run.store.write_json("filters.json", [asdict(rate) for rate in rates]),
+        run.store.write_json(FILTERING_FILE, _figures(rates + settled.rates, settled.tally)),
         run.store.write_json("duplicates.json", [asdict(cluster) for cluster in settled.clusters]),
     )
     if not chosen:
@@ -104,21 +116,31 @@ def _filter(run: RunState) -> StageOutput:
     return StageOutput(files, {"num_in": num_in, "num_kept": len(chosen)})
 
 
+def _figures(rates: Sequence[FilterRate], tally: Counter[Seen]) -> dict[str, Any]:
+    """What the report shows of the stage beside its funnel."""
+    return {
+        "filters": [asdict(rate) for rate in rates],
+        "sources": [asdict(rate) for rate in source_rates(tally)],
+        "num_tokens": asdict(histogram(tally, "num_tokens")),
+        "repetition": asdict(histogram(tally, "repetition")),
+    }
+
+
 def _surveys(run: RunState, by_id: dict[str, Problem], settings: Sequence[FilterSetting]) -> Iterator[Survey]:
     """What is found in the planned traces, batch by batch in their order, a few batches under way at a time."""
     ray, sets = run.ray, {}
-    if run.recipe.filters.decontaminate:
+    if run.recipe.filters.decontaminate != "off":
         sets[TEST_SPLIT] = [problem.prompt for problem in by_id.values() if problem.split == "test"]
     for named in run.recipe.filters.evaluation_sets:
         where = {"subset": named.subset, "split": named.split, "revision": named.revision}
         sets[named.name] = evaluation_prompts(named.name, field=named.field, **where)
-    shared = ray.put(by_id), ray.put(Decontaminator(sets))
+    shared, folders = (ray.put(by_id), ray.put(Decontaminator(sets))), own_folders(run.recipe)
     task = ray.remote(num_cpus=1, max_retries=2)(_survey_task)
     under_way: deque[Any] = deque()
     limit = max(2, int(TASKS_A_CORE * ray.cluster_resources().get("CPU", 1)))
     try:
         for batch in _batches(stream_planned_traces(run)):
-            under_way.append(task.remote(shared[0], batch, settings, shared[1]))
+            under_way.append(task.remote(*shared, batch, settings, run.recipe.filters.verify_dropped, folders))
             if len(under_way) >= limit:
                 yield ray.get(under_way.popleft())
         while under_way:
@@ -128,9 +150,15 @@ def _surveys(run: RunState, by_id: dict[str, Problem], settings: Sequence[Filter
 
 
 def _survey_task(
-    by_id: dict[str, Problem], traces: list[Trace], settings: Sequence[FilterSetting], decontaminator: Decontaminator
+    by_id: dict[str, Problem],
+    decontaminator: Decontaminator,
+    traces: list[Trace],
+    settings: Sequence[FilterSetting],
+    verify_dropped: bool,
+    own_folders: Sequence[str],
 ) -> Survey:
-    return survey_batch(by_id, traces, settings, decontaminator)
+    search_in(own_folders)
+    return survey_batch(by_id, traces, settings, decontaminator, verify_dropped=verify_dropped)
 
 
 def _batches(traces: Iterable[Trace]) -> Iterator[list[Trace]]:

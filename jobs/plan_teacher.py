@@ -9,8 +9,10 @@ from pathlib import Path
 from stillhouse.jobs import engines, serve_llm
 from stillhouse.jobs.recipe import Recipe
 from stillhouse.jobs.recipe_teacher import AnyTeacher, EndpointTeacher, EngineTeacher, ReplayTeacher
+from stillhouse.jobs.replaying import REPLAYED_FILES
 from stillhouse.jobs.servers import engine_spec, ray_serve_arguments
 from stillhouse.jobs.sources import teacher_sampling
+from stillhouse.pipeline.row_files import count_rows
 from stillhouse.pipeline.stopping import StoppingRule, expected_draws
 from stillhouse.teachers.engine_commands import sampling_notes
 
@@ -54,15 +56,8 @@ def engine_lines(recipe: Recipe) -> tuple[str, ...]:
 
 def replayed_rows(teacher: ReplayTeacher) -> int:
     """Rows of the data set, where it is a file that is here; else the recipe's limit, or a guess."""
-    path = Path(teacher.path or "")
-    if teacher.path and path.is_file():
-        if path.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            size = pq.read_metadata(path).num_rows
-        else:
-            with path.open("rb") as lines:
-                size = sum(1 for line in lines if line.strip())
+    if teacher.path and Path(teacher.path).is_file():
+        size = count_rows(teacher.path, what="traces", endings=REPLAYED_FILES)
         return min(size, teacher.limit or size)
     return teacher.limit or UNKNOWN_REPLAY_ROWS
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from stillhouse.jobs.own_code import search_in
 from stillhouse.jobs.recipe_file import anchor_paths, find_recipe, read_mapping, sentence, shipped_files, with_override
 from stillhouse.jobs.recipe_section import (
     Count,
@@ -28,22 +29,12 @@ from stillhouse.jobs.recipe_section import (
     Seed,
     Share,
     Text,
+    VerifierKind,
 )
 from stillhouse.jobs.recipe_teacher import AnyTeacher, EngineTeacher, ReplayTeacher
 from stillhouse.pipeline.errors import RecipeError
 from stillhouse.pipeline.filters.settings import FilterSetting, make_filter
-from stillhouse.pipeline.verification import KINDS, is_entry_point
 from stillhouse.teachers.known import MOVING_NAMES
-
-
-def _a_verifier(kind: str) -> str:
-    if kind == "reasoning_gym" or not (kind in KINDS or is_entry_point(kind)):
-        known = ", ".join(repr(name) for name in KINDS if name != "reasoning_gym")
-        raise ValueError(f"has no verifier {kind!r}; there are {known} and 'python:package.module:function'")
-    return kind
-
-
-VerifierKind = Annotated[Text, AfterValidator(_a_verifier)]
 
 
 class ReasoningGymSource(Section):
@@ -72,6 +63,8 @@ class FileSource(Section):
     """Column with the gold answer."""
     answer_after: Text | None = None
     """Take the gold from behind the last occurrence of this marker, for example '#### ' for GSM8K; null takes the whole."""
+    topic_field: Text | None = None
+    """Column with a problem's topic, which the selection shares out over; null takes `topic` where a row has it as text."""
     kind: VerifierKind = "math"
     """Which verifier judges an answer: math, choice, exact, number, json, regex, code, or python:package.module:function. Rows
     bring along what it needs: number rel_tol, abs_tol and unit, json schema, regex pattern, code tests and entry_point."""
@@ -97,6 +90,8 @@ class DatasetSource(Section):
     """Column with the gold answer."""
     answer_after: Text | None = None
     """Take the gold from behind the last occurrence of this marker, for example '#### ' for GSM8K; null takes the whole."""
+    topic_field: Text | None = None
+    """Column with a problem's topic, which the selection shares out over; null takes `topic` where a row has it as text."""
     kind: VerifierKind = "math"
     """Which verifier judges an answer: math, choice, exact, number, json, regex, code, or python:package.module:function. Rows
     bring along what it needs: number rel_tol, abs_tol and unit, json schema, regex pattern, code tests and entry_point."""
@@ -132,7 +127,12 @@ class Problems(Section):
         return self
 
 
-Mode = Literal["drop", "shadow", "off"]
+def _mode_of_switch(value: Any) -> Any:
+    """YAML reads a bare ``off`` as false; true and false are understood as drop and off."""
+    return {True: "drop", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
+Mode = Annotated[Literal["drop", "shadow", "off"], BeforeValidator(_mode_of_switch)]
 
 
 class FilterStep(Section):
@@ -169,14 +169,16 @@ class Filters(Section):
     """Shortest completion that is kept, in the teacher's tokens."""
     max_tokens: PositiveInt | None = None
     """Longest completion that is kept, in the teacher's tokens; null takes teacher.sampling.max_new_tokens."""
+    verify_dropped: bool = True
+    """Verify what a filter dropped as well, so that the report can say what the filter costs in right answers."""
     list: tuple[FilterStep, ...] = ()
     """The filters in their order, with their settings; empty takes the default ones, whose length has the bounds above."""
     near_duplicates: Mode = "shadow"
     """What becomes of near duplicates among one problem's traces; exact ones are always dropped."""
     near_prompts: Mode = "shadow"
     """What becomes of traces whose prompt nearly repeats another problem's."""
-    decontaminate: bool = True
-    """Drop traces whose prompt or completion contains a test problem."""
+    decontaminate: Mode = "drop"
+    """What becomes of traces whose prompt or completion contains an item of the test problems or of evaluation_sets."""
     evaluation_sets: tuple[EvaluationSet, ...] = ()
     """Further sets whose items no training row may show."""
 
@@ -184,6 +186,10 @@ class Filters(Section):
     def _range(self) -> Filters:
         if self.max_tokens is not None and self.max_tokens < self.min_tokens:
             raise ValueError(f"keeps nothing: max_tokens={self.max_tokens} is below min_tokens={self.min_tokens}")
+        if self.decontaminate == "off" and self.evaluation_sets:
+            raise ValueError(
+                "names evaluation_sets, and decontaminate is off: leave one of them out, or set it to drop or shadow"
+            )
         if (
             self.list
             and {"min_tokens", "max_tokens"} & self.model_fields_set
@@ -198,6 +204,9 @@ class Filters(Section):
         return self
 
 
+Band = Annotated[tuple[Share, Share], Field(strict=False)]
+
+
 class Select(Section):
     """Which of the kept traces become training rows."""
 
@@ -205,14 +214,42 @@ class Select(Section):
     """At most this many traces of one problem."""
     strategy: Literal["shortest", "longest", "mixed", "random"] = "shortest"
     """Which of a problem's correct traces are taken; mixed takes short and long ones in turn."""
-    teacher_band: Annotated[tuple[Share, Share], Field(strict=False)] | None = None
+    teacher_band: Band | None = None
     """[lowest, highest] share of a problem's traces that are right; others are too hard or too easy. null takes all."""
+    student_band: Band | None = None
+    """[lowest, highest] share of the base student's own answers to a problem that are right: what it solves already teaches it
+    nothing. Has the base answer every problem that has traces, before filtering; null takes all and asks it nothing."""
+    student_samples: PositiveInt = 4
+    """Answers of the base student to each problem, for student_band. A share is exact to 1 / student_samples."""
+    student_temperature: NonNegativeFloat = 1.0
+    """How those answers are sampled; top_p, max_new_tokens and the rest are the gate's. At 1, the base's own distribution, the
+    share of right ones estimates the probability that training is to raise; lower values push it towards 0 and 1."""
     per_source: PositiveInt | None = None
-    """At most this many traces of one source of problems; null takes all."""
+    """At most this many traces of one source of problems, its topics in turn; null takes all."""
     max_examples: PositiveInt | None = None
-    """At most this many training rows, shared over the sources; null takes all."""
+    """At most this many training rows, shared over the sources and their topics; null takes all."""
     balance: Literal["proportional", "equal"] = "proportional"
-    """How max_examples is shared over the sources."""
+    """How max_examples is shared over the topics of all sources: as they stand, or equally as far as each has enough."""
+
+    @model_validator(mode="after")
+    def _bands_hold_something(self) -> Select:
+        for name in ("teacher_band", "student_band"):
+            band = getattr(self, name)
+            if band is not None and band[0] > band[1]:
+                raise ValueError(f"{name}={list(band)} keeps nothing: the lowest share is above the highest")
+        if self.student_band is None:
+            return self
+        low, high = self.student_band
+        if not any(low <= right / self.student_samples <= high for right in range(self.student_samples + 1)):
+            raise ValueError(
+                f"student_band={[low, high]} keeps nothing: no share of {self.student_samples} answers lies in it; raise "
+                "student_samples or widen the band"
+            )
+        if self.student_temperature == 0 and self.student_samples > 1:
+            raise ValueError(
+                f"student_temperature=0 gives the same answer {self.student_samples} times; raise it, or set student_samples=1"
+            )
+        return self
 
 
 class Lora(Section):
@@ -414,8 +451,12 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
 
     Raises:
         RecipeError: the file or name does not exist, is not YAML, or does not fit the schema. One sentence.
+
+    Modules in the recipe's folder and in the working folder can be imported from then on, so that a team's own verifiers and
+    filters can lie beside the recipe.
     """
     path = find_recipe(path_or_name)
+    search_in((path.resolve().parent, Path.cwd()))
     data = anchor_paths(read_mapping(path), path.resolve().parent)
     for override in overrides:
         data = with_override(data, override, Path.cwd())

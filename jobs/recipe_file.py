@@ -106,16 +106,21 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 _PATHS = ("path", "store", "spool", "api_key_file")
+_DATA_FILES = (".jsonl", ".parquet")
 _NAMES_OR_PATHS = ("model", "base_model", "name", "engine_python")
 
 
 def anchor_paths(value: Any, folder: Path, key: str = "") -> Any:
-    """Make relative paths absolute: keys that are always one, and a model or data set that starts with a dot or ``~``."""
+    """Make relative paths absolute: keys that are always one, data files, and models or data sets named with a dot or ``~``."""
     if isinstance(value, dict):
         return {k: v if k in ("options", "extra_body") else anchor_paths(v, folder, k) for k, v in value.items()}
     if isinstance(value, list):
         return [anchor_paths(item, folder, key) for item in value]
-    is_path = key in _PATHS or (key in _NAMES_OR_PATHS and isinstance(value, str) and value[:1] in (".", "~"))
+    is_path = (
+        key in _PATHS
+        or (key == "name" and str(value).endswith(_DATA_FILES))
+        or (key in _NAMES_OR_PATHS and isinstance(value, str) and value[:1] in (".", "~"))
+    )
     if isinstance(value, str) and value and is_path and "://" not in value:
         return str((folder / Path(value).expanduser()).resolve())
     return value

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from stillhouse.jobs.recipe_section import NonNegativeFloat, PositiveFloat, PositiveInt, Section, Text
+from stillhouse.jobs.recipe_section import NonNegativeFloat, PositiveFloat, PositiveInt, Section, Text, VerifierKind
 from stillhouse.teachers.known import known_teacher
 
 ENGINES = ("vllm", "sglang", "transformers_serve", "llama_cpp")
@@ -285,8 +285,9 @@ class ReplayTeacher(Section):
     """Commit or tag of the data set; part of every trace's provenance."""
     limit: PositiveInt | None = None
     """At most this many rows, from the start; null takes all."""
-    problem_kind: Literal["math", "choice", "exact"] = "math"
-    """Which verifier judges the answers; what the data set says of them is kept as provenance and decides nothing."""
+    problem_kind: VerifierKind = "math"
+    """Which verifier judges the answers; what the data set says of them is kept as provenance and decides nothing. Rows of
+    layout jsonl bring along what it needs, as rows of a problem file do."""
     model: Text = "unknown"
     """jsonl: who wrote the traces, where the rows do not say."""
     system_prompt: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,15 +10,17 @@ from typing import TYPE_CHECKING
 from stillhouse.jobs.recipe_teacher import ReplayTeacher
 from stillhouse.pipeline.errors import RecipeError
 from stillhouse.pipeline.records import Planned, Problem
+from stillhouse.pipeline.row_files import rows_of_dataset, rows_of_file
 from stillhouse.pipeline.trace_store.writer import Intent, TraceWriter
+from stillhouse.pipeline.verification import NO_GOLD_NEEDED
 from stillhouse.teachers.answers import replayed_bytes
 from stillhouse.teachers.replay import ReplayCounts, ReplayedTrace, replay_rows, to_problem_and_trace
-from stillhouse.teachers.replay_files import rows_of_dataset, rows_of_file
 
 if TYPE_CHECKING:
     from stillhouse.jobs.run_state import RunState
 
 ROWS_AT_ONCE = 256
+REPLAYED_FILES = (".jsonl", ".json", ".parquet")
 
 
 def replayed_traces(teacher: ReplayTeacher, counts: ReplayCounts) -> Iterator[ReplayedTrace]:
@@ -27,26 +30,19 @@ def replayed_traces(teacher: ReplayTeacher, counts: ReplayCounts) -> Iterator[Re
         RecipeError: the file or data set cannot be read, or does not have the layout's columns.
     """
     if teacher.path:
-        rows, name = rows_of_file(teacher.path), Path(teacher.path).name
+        rows, name = rows_of_file(teacher.path, what="traces", endings=REPLAYED_FILES), Path(teacher.path).name
     else:
-        rows = rows_of_dataset(teacher.name, subset=teacher.subset, split=teacher.split, revision=teacher.revision)
-        name = teacher.name
+        where = {"subset": teacher.subset, "split": teacher.split, "revision": teacher.revision}
+        rows, name = rows_of_dataset(teacher.name, what="traces", **where, streaming=True), teacher.name
     found = replay_rows(
         teacher.layout,
-        _first(rows, teacher.limit),
+        itertools.islice((row for _, row in rows), teacher.limit),
         dataset=name,
         revision=teacher.revision or "",
         counts=counts,
         teacher=teacher.model,
     )
     yield from found
-
-
-def _first(rows: Iterator[dict], limit: int | None) -> Iterator[dict]:
-    for number, row in enumerate(rows):
-        if limit is not None and number >= limit:
-            return
-        yield row
 
 
 def replayed_problems(teacher: ReplayTeacher) -> list[Problem]:
@@ -58,7 +54,7 @@ def replayed_problems(teacher: ReplayTeacher) -> list[Problem]:
     counts = ReplayCounts()
     problems: dict[str, Problem] = {}
     for replayed in replayed_traces(teacher, counts):
-        if replayed.answer:
+        if replayed.answer or teacher.problem_kind in NO_GOLD_NEEDED:
             problem, _ = to_problem_and_trace(replayed, kind=teacher.problem_kind)
             problems.setdefault(problem.id, problem)
     if not problems:
@@ -98,6 +94,6 @@ def replay_into(run: RunState, writer: TraceWriter, problems: Sequence[Problem])
         write()
     for reason, count in counts.unusable.most_common():
         run.reporter.note(f"  {count:,} generations could not be used: {reason}")
-    if counts.num_without_gold:
+    if counts.num_without_gold and teacher.problem_kind not in NO_GOLD_NEEDED:
         run.reporter.note(f"  {counts.num_without_gold:,} generations have no answer to judge them by, left out")
     return planned

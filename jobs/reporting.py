@@ -8,14 +8,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from stillhouse.jobs import remote
+from stillhouse.jobs.filtering import FILTERING_FILE
 from stillhouse.jobs.run_state import RunState, read_problems
-from stillhouse.jobs.stages import EVALUATED, served_file
+from stillhouse.jobs.stages import EVALUATED, SELF_TEST_FILE, served_file
 from stillhouse.jobs.status import cost_of
 from stillhouse.jobs.traces import stream_planned_traces
 from stillhouse.pipeline.gate import GateResult, accuracy, accuracy_by_family, agreement, behaviour, judge
 from stillhouse.pipeline.integrity import IntegrityReport, check_checkpoint
 from stillhouse.pipeline.records import Graded, Problem, Trace, Verdict, content_key
 from stillhouse.pipeline.report import (
+    Filtering,
     FunnelStep,
     GateSection,
     LossPoint,
@@ -27,6 +29,7 @@ from stillhouse.pipeline.report import (
     Served,
     ServedBy,
     SizeBytes,
+    VerifierCheck,
     summary_markdown,
     write_report,
 )
@@ -35,6 +38,7 @@ from stillhouse.pipeline.trace_store.totals import Totals
 SHOWN_TRACES = 12
 TOKENS_OF = {
     "traces": ("prompt_tokens", "completion_tokens"),
+    "probe": ("num_completion_tokens",),
     "train": ("num_tokens",),
 } | {f"evaluate-{name}": ("num_completion_tokens",) for name in EVALUATED}
 
@@ -118,6 +122,8 @@ def _report(run: RunState, graded: Mapping[str, Sequence[Graded]], gate: GateRes
             ],
             behaviour={name: behaviour(rows) for name, rows in graded.items()},
             served=_served(run, graded),
+            filtering=Filtering(**run.store.read_json(FILTERING_FILE)),
+            verifiers={name: VerifierCheck(**check) for name, check in run.store.read_json(SELF_TEST_FILE).items()},
         ),
         gate=GateSection(checks=gate.checks),
         samples=_samples(run),

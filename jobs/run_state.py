@@ -20,6 +20,7 @@ from stillhouse.pipeline.store import RunStore, StageManifest, fingerprint
 COMMAND_OF_STAGE = {
     "problems": "generate",
     "traces": "generate",
+    "probe": "filter",
     "filter": "filter",
     "examples": "train",
     "train": "train",

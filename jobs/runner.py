@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from stillhouse.jobs.filtering import filter_stage
+from stillhouse.jobs.probing import probe_stage
 from stillhouse.jobs.progress import Reporter
 from stillhouse.jobs.recipe import Recipe
 from stillhouse.jobs.reporting import report_stage
@@ -22,15 +23,24 @@ from stillhouse.pipeline.errors import ClusterError, RecipeError
 from stillhouse.pipeline.report import Report
 from stillhouse.pipeline.store import RunStore, write_atomic
 
-STAGES = (problems_stage, traces_stage, filter_stage, examples_stage, train_stage, quantize_stage, evaluate_stages)
+STAGES = (
+    problems_stage,
+    traces_stage,
+    probe_stage,
+    filter_stage,
+    examples_stage,
+    train_stage,
+    quantize_stage,
+    evaluate_stages,
+)
 
 WORK_OF_COMMAND: dict[str, tuple[set[str], int]] = {
     "generate": ({"problems", "traces"}, 2),
-    "filter": ({"filter"}, 3),
-    "train": ({"examples", "train"}, 5),
-    "quantize": ({"quantize"}, 6),
-    "validate": ({"evaluate"}, 7),
-    "report": (set(), 7),
+    "filter": ({"probe", "filter"}, 4),
+    "train": ({"examples", "train"}, 6),
+    "quantize": ({"quantize"}, 7),
+    "validate": ({"evaluate"}, 8),
+    "report": (set(), 8),
 }
 """What one command may do, and how many of the stages it walks."""
 

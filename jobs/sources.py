@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from typing import NamedTuple
 
 from stillhouse.jobs.generators import GeneratorSpec
 from stillhouse.jobs.recipe import DatasetSource, FileSource, ReasoningGymSource, Recipe
@@ -16,98 +18,121 @@ from stillhouse.pipeline.filters.settings import FilterSetting, default_filters
 from stillhouse.pipeline.problems import dataset_problems, disjoint, local_problems, reasoning_gym_problems
 from stillhouse.pipeline.records import Problem, Sampling, Split
 from stillhouse.pipeline.store import output_hash
-from stillhouse.pipeline.verification import NO_GOLD_NEEDED, SelfCheck, gold_as_answer, self_check, verify
+from stillhouse.pipeline.verification import SelfCheck, self_check
 
 MAX_UNVERIFIABLE_SHARE = 0.2
 """Large public sets hold golds that nothing can check (proofs, prose): those are left out. Beyond this share the source, its
 fields or its kind are wrong."""
 MUTATED_PROBLEMS = 200
-"""Problems of each split whose altered golds have to be refused before a teacher's token is spent."""
+"""Problems of each source whose altered golds have to be refused before a teacher's token is spent."""
 MAX_MUTATED_ACCEPTED = 0.05
+SPLITS: tuple[Split, ...] = ("test", "validation", "train")
+"""In the order in which they are read: what stands in an earlier one is taken out of the later ones."""
 
 
-def load_problems(recipe: Recipe) -> tuple[dict[Split, list[Problem]], dict[str, int]]:
+class LoadedProblems(NamedTuple):
+    """Problems of each split, and what was found while they were read.
+
+    ``left_out`` counts ``num_repeated_<split>`` (repetitions, or problems of another split) and ``num_unverifiable_<split>``
+    (their own gold answer does not verify); ``self_checks`` are by ``split: source``.
+    """
+
+    by_split: dict[Split, list[Problem]]
+    left_out: dict[str, int]
+    self_checks: dict[str, SelfCheck]
+
+
+def load_problems(recipe: Recipe) -> LoadedProblems:
     """Problems of each split, texts disjoint: what stands in test is taken out of validation and train.
-
-    Returns:
-        the problems, and counts of those left out: ``num_repeated_<split>`` (repetitions, or problems of another split) and
-        ``num_unverifiable_<split>`` (their own gold answer does not verify).
 
     Raises:
         RecipeError: a source cannot be read, a problem has no answer, more than a fifth of the golds do not verify
             themselves, or the verifier accepts altered golds.
     """
-    kept: dict[Split, list[Problem]] = {}
-    counts: dict[str, int] = {}
+    loaded = LoadedProblems({}, {}, {})
     earlier: list[Problem] = []
-    for split in ("test", "validation", "train"):
-        found = [problem for source in getattr(recipe.problems, split) for problem in _read(source, split)]
-        if split == "train" and isinstance(recipe.teacher, ReplayTeacher):
-            found = replayed_problems(recipe.teacher)
-        distinct, repeated = disjoint(found, earlier)
-        kept[split] = _with_sound_golds(distinct, split)
-        counts[f"num_repeated_{split}"] = len(repeated)
-        counts[f"num_unverifiable_{split}"] = len(distinct) - len(kept[split])
+    for split in SPLITS:
+        distinct, repeated = disjoint(_read_split(recipe, split), earlier)
+        checks = self_checks(distinct, split, max_mutated=MUTATED_PROBLEMS)
+        require_sound(checks, split)
+        unsound = {key for check in checks.values() for key in check.unsound}
+        loaded.by_split[split] = [problem for problem in distinct if problem.id not in unsound]
+        loaded.left_out[f"num_repeated_{split}"] = len(repeated)
+        loaded.left_out[f"num_unverifiable_{split}"] = len(distinct) - len(loaded.by_split[split])
+        loaded.self_checks.update(checks)
         earlier += distinct
     for split in ("train", "test"):
-        if not kept[split]:
+        if not loaded.by_split[split]:
+            num_repeated = loaded.left_out[f"num_repeated_{split}"]
             raise RecipeError(
-                f"problems.{split} has no problem left: {counts[f'num_repeated_{split}']} are repetitions, or stand in another "
-                "split"
+                f"problems.{split} has no problem left: {num_repeated} are repetitions, or stand in another split"
             )
-    return kept, counts
+    return loaded
 
 
-def _with_sound_golds(problems: list[Problem], split: str) -> list[Problem]:
-    """The problems whose gold answer verifies itself."""
-    sound = []
-    first = ""
+def _read_split(recipe: Recipe, split: Split) -> list[Problem]:
+    if split == "train" and isinstance(recipe.teacher, ReplayTeacher):
+        return replayed_problems(recipe.teacher)
+    return [problem for source in getattr(recipe.problems, split) for problem in read_source(source, split)]
+
+
+def self_checks(
+    problems: Iterable[Problem], split: Split, *, max_mutated: int | None = MUTATED_PROBLEMS
+) -> dict[str, SelfCheck]:
+    """`self_check` by ``split: source``."""
+    by_source: dict[str, list[Problem]] = {}
     for problem in problems:
-        if not problem.answer and problem.kind in NO_GOLD_NEEDED:
-            sound.append(problem)  # schema, pattern or tests say what is right; there is no gold to prove them with
-            continue
-        judged = verify(problem, gold_as_answer(problem))
-        if judged.outcome == "correct":
-            sound.append(problem)
-        elif not first:
-            first = f"the answer {problem.answer[:80]!r} of {problem.prompt[:60]!r} is {judged.outcome} ({judged.reason})"
-    num_unsound = len(problems) - len(sound)
-    if num_unsound > MAX_UNVERIFIABLE_SHARE * len(problems):
+        by_source.setdefault(f"{split}: {problem.source}", []).append(problem)
+    return {name: self_check(found, max_mutated=max_mutated) for name, found in by_source.items()}
+
+
+def require_sound(checks: Mapping[str, SelfCheck], split: Split) -> None:
+    """Refuse a split whose golds do not verify, or whose verifier accepts altered ones.
+
+    Raises:
+        RecipeError: more of either than a few; names the first.
+    """
+    num_golds = sum(check.num_golds for check in checks.values())
+    num_unsound = num_golds - sum(check.gold_accepted for check in checks.values())
+    first = next((check.failures[0] for check in checks.values() if check.failures), "")
+    if num_unsound > MAX_UNVERIFIABLE_SHARE * num_golds:
         raise RecipeError(
-            f"problems.{split}: {num_unsound} of {len(problems)} gold answers do not verify themselves; {first}; correct the "
+            f"problems.{split}: {num_unsound} of {num_golds} gold answers do not verify themselves; {first}; correct the "
             "answers, answer_field or kind"
         )
-    check = self_check([problem for problem in sound if problem.answer][:: max(1, len(sound) // MUTATED_PROBLEMS)])
-    num_accepted = check.num_mutated - check.mutated_rejected
-    if num_accepted > MAX_MUTATED_ACCEPTED * check.num_mutated:
+    num_mutated = sum(check.num_mutated for check in checks.values())
+    num_accepted = num_mutated - sum(check.mutated_rejected for check in checks.values())
+    if num_accepted > MAX_MUTATED_ACCEPTED * num_mutated:
         raise RecipeError(
-            f"problems.{split}: the verifier accepts {num_accepted} of {check.num_mutated} altered answers, for example "
-            f"{check.failures[0]}; choose another kind"
+            f"problems.{split}: the verifier accepts {num_accepted} of {num_mutated} altered answers, for example {first}; "
+            "choose another kind"
         )
-    return sound
 
 
-def self_test(recipe: Recipe) -> dict[str, SelfCheck]:
+def self_test(recipe: Recipe, *, max_mutated: int | None = None) -> dict[str, SelfCheck]:
     """Let the verifiers prove themselves on every source of problems: golds have to be accepted, altered golds refused.
 
+    Args:
+        max_mutated: alter the golds of about so many problems of a source; None alters all.
+
     Returns:
-        by ``split: source``; problems without a gold are not among them.
+        by ``split: source``.
 
     Raises:
         RecipeError: a source cannot be read.
     """
-    found: dict[str, list[Problem]] = {}
-    for split in ("train", "validation", "test"):
-        problems = [problem for source in getattr(recipe.problems, split) for problem in _read(source, split)]
-        if split == "train" and isinstance(recipe.teacher, ReplayTeacher):
-            problems = replayed_problems(recipe.teacher)
-        for problem in problems:
-            if problem.answer:
-                found.setdefault(f"{split}: {problem.source}", []).append(problem)
-    return {name: self_check(problems) for name, problems in found.items()}
+    found: dict[str, SelfCheck] = {}
+    for split in SPLITS:
+        found |= self_checks(_read_split(recipe, split), split, max_mutated=max_mutated)
+    return found
 
 
-def _read(source: ReasoningGymSource | FileSource | DatasetSource, split: Split) -> list[Problem]:
+def read_source(source: ReasoningGymSource | FileSource | DatasetSource, split: Split) -> list[Problem]:
+    """All problems of one source.
+
+    Raises:
+        RecipeError: it cannot be read.
+    """
     match source:
         case ReasoningGymSource():
             return reasoning_gym_problems(source.task, split=split, size=source.size, seed=source.seed, options=source.options)
@@ -118,6 +143,7 @@ def _read(source: ReasoningGymSource | FileSource | DatasetSource, split: Split)
                 prompt_field=source.prompt_field,
                 answer_field=source.answer_field,
                 answer_after=source.answer_after,
+                topic_field=source.topic_field,
                 kind=source.kind,
                 limit=source.limit,
             )
@@ -131,6 +157,7 @@ def _read(source: ReasoningGymSource | FileSource | DatasetSource, split: Split)
                 prompt_field=source.prompt_field,
                 answer_field=source.answer_field,
                 answer_after=source.answer_after,
+                topic_field=source.topic_field,
                 kind=source.kind,
                 limit=source.limit,
             )
@@ -175,6 +202,11 @@ def filter_settings(recipe: Recipe) -> tuple[FilterSetting, ...]:
 
 def gate_sampling(recipe: Recipe) -> Sampling:
     return Sampling(recipe.gate.temperature, recipe.gate.top_p, recipe.gate.max_new_tokens)
+
+
+def probe_sampling(recipe: Recipe) -> Sampling:
+    """How the base student answers the training problems for ``select.student_band``."""
+    return replace(gate_sampling(recipe), temperature=recipe.select.student_temperature)
 
 
 def teacher_spec(recipe: Recipe) -> GeneratorSpec:

@@ -6,23 +6,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from stillhouse.jobs import remote
-from stillhouse.jobs.generators import GeneratorPool, chunks
 from stillhouse.jobs.recipe import FileSource, Recipe
 from stillhouse.jobs.recipe_teacher import ReplayTeacher
 from stillhouse.jobs.run_state import RunState, StageOutput, read_problems
-from stillhouse.jobs.sources import (
-    evaluation_spec,
-    file_hashes,
-    gate_sampling,
-    load_problems,
-    test_problems,
-)
+from stillhouse.jobs.sources import file_hashes, gate_sampling, load_problems, test_problems
+from stillhouse.jobs.student_grading import base_identity, grading_settings, student_pool
 from stillhouse.jobs.trace_plan import FixedPlan
 from stillhouse.jobs.traces import (
     TeacherRequests,
@@ -34,12 +26,15 @@ from stillhouse.jobs.traces import (
     teacher_identity,
 )
 from stillhouse.jobs.training import train_on_ray
-from stillhouse.pipeline.records import Completion, Example, Graded, Problem, Trace, content_key
+from stillhouse.pipeline.records import Example, Graded, Problem, Trace, content_key
 from stillhouse.pipeline.trace_store.store import TraceStore
 from stillhouse.pipeline.verification import VERIFIER_VERSION
 
-CODE_VERSIONS = {"problems": 1, "examples": 1, "train": 2, "quantize": 1, "evaluate": 2}
-"""`stillhouse.jobs.traces` and `stillhouse.jobs.filtering` have their own."""
+CODE_VERSIONS = {"problems": 2, "examples": 1, "train": 2, "quantize": 1, "evaluate": 2}
+"""`stillhouse.jobs.traces`, `stillhouse.jobs.probing` and `stillhouse.jobs.filtering` have their own."""
+SELF_TEST_FILE = "verifiers.json"
+"""How the verifiers did on each source's own golds, before any teacher was asked."""
+SHOWN_FAILURES = 5
 EVALUATED = ("teacher", "base", "student", "checkpoint", "checkpoint_kernels")
 
 
@@ -47,12 +42,14 @@ def problems_stage(run: RunState) -> None:
     """Problems of every split, with disjoint texts and golds that verify themselves."""
 
     def work(_: str) -> StageOutput:
-        kept, left_out = load_problems(run.recipe)
+        kept, left_out, self_checks = load_problems(run.recipe)
         for name, count in left_out.items():
             if count:
                 run.reporter.note(f"  {name.removeprefix('num_').replace('_', ' in ')}: {count}, left out")
         rows = [problem for split in ("train", "validation", "test") for problem in kept[split]]
         files = run.store.replace_shards("problems", Problem, rows)
+        checks = {name: check.as_json(max_failures=SHOWN_FAILURES) for name, check in self_checks.items()}
+        files.append(run.store.write_json(SELF_TEST_FILE, checks))
         return StageOutput(tuple(files), {f"num_{split}": len(kept[split]) for split in kept} | left_out)
 
     run.stage(
@@ -206,23 +203,11 @@ def evaluate_stages(run: RunState) -> None:
     The checkpoint twice: as a user loads it, with transformers and compressed-tensors alone, and on our own kernels.
     """
     recipe = run.recipe
-    student_settings = asdict(gate_sampling(recipe)) | {
-        "num_problems": recipe.gate.num_problems,
-        "samples_per_problem": recipe.gate.samples_per_problem,
-        "dtype": recipe.student.dtype,
-        "seed": recipe.seed,
-        "verifier": VERIFIER_VERSION,
-        "system_prompt": recipe.teacher.system_prompt,
-        "prompt_suffix": recipe.teacher.prompt_suffix,
+    student_settings = grading_settings(recipe, gate_sampling(recipe), recipe.gate.samples_per_problem) | {
+        "num_problems": recipe.gate.num_problems
     }
     models = {
-        "base": (
-            recipe.student.base_model,
-            {
-                "base_model": recipe.student.base_model,
-                "base": remote.model_revision(recipe.student.base_model, recipe.student.revision),
-            },
-        ),
+        "base": (recipe.student.base_model, base_identity(recipe)),
         "student": (str(run.store.path("student")), {"quantize": run.manifests["quantize"].fingerprint}),
         "checkpoint": (str(run.store.path("checkpoint")), {"quantize": run.manifests["quantize"].fingerprint}),
     }
@@ -301,54 +286,11 @@ def _grade_teacher(run: RunState) -> tuple[list[Graded], dict[str, str]]:
 
 
 def _grade_student(run: RunState, name: str, model: str) -> tuple[list[Graded], dict[str, str]]:
-    from stillhouse.pipeline.verification import verify
-    from stillhouse.students.base_models import resolve_model
-    from stillhouse.students.evaluating import evaluate
-
     recipe = run.recipe
     revision = recipe.student.revision if name == "base" else None
-    folder = resolve_model(model)
     problems = test_problems(read_problems(run), recipe.gate.num_problems)
-    prompts = remote.render_for_student(
-        folder,
-        revision,
-        [problem.prompt for problem in problems],
-        recipe.teacher.system_prompt,
-        recipe.teacher.prompt_suffix,
-    )
-    run.reporter.begin(name, len(problems) * recipe.gate.samples_per_problem)
-    spec = evaluation_spec(recipe, folder, revision=revision, kernels=name == "checkpoint_kernels")
-    with GeneratorPool(run.ray, spec, num_actors=max(1, recipe.cluster.train_workers)) as pool:
-
-        def generate(prompts: list[str], seeds: list[int]) -> list[Completion]:
-            return list(_in_order(run, pool, prompts, seeds, spec.batch_size))
-
-        graded = evaluate(
-            generate,
-            problems,
-            model_name=name,
-            rendered_prompts=prompts,
-            num_samples=recipe.gate.samples_per_problem,
-            seed=recipe.seed,
-            verify=verify,
-        )
+    samples = recipe.gate.samples_per_problem
+    run.reporter.begin(name, len(problems) * samples)
+    with student_pool(run, model, revision=revision, kernels=name == "checkpoint_kernels") as pool:
+        graded = pool.grade(problems, model_name=name, num_samples=samples, sampling=gate_sampling(recipe))
         return graded, pool.served()
-
-
-def _in_order(
-    run: RunState, pool: GeneratorPool, prompts: list[str], seeds: list[int], batch_size: int
-) -> Iterator[Completion]:
-    """Completions in the prompts' order, generated in batches of like length."""
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    found: dict[int, Completion] = {}
-    batches = iter(chunks(order, batch_size))
-    arriving = pool.map(
-        lambda: next(batches, ()),
-        prompts=lambda batch: [prompts[i] for i in batch],
-        seeds=lambda batch: [seeds[i] for i in batch],
-        sampling=gate_sampling(run.recipe),
-    )
-    for batch, completions, _ in arriving:
-        found.update(zip(batch, completions))
-        run.reporter.advance(len(batch))
-    return (found[i] for i in range(len(prompts)))

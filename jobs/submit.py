@@ -1,4 +1,4 @@
-"""Send a run to a Ray cluster as a job: our own package, the resolved recipe and the problem files travel along.
+"""Send a run to a Ray cluster as a job: our package, the resolved recipe, its files and the team's own modules travel along.
 
 The cluster's Python needs the dependencies (the machine image or a container has them) and not Stillhouse itself.
 """
@@ -25,7 +25,9 @@ from typing import Any
 
 from stillhouse.jobs.cluster import use_token
 from stillhouse.jobs.environment import worker_environment
+from stillhouse.jobs.own_code import own_modules
 from stillhouse.jobs.recipe import FileSource, Recipe
+from stillhouse.jobs.recipe_teacher import ReplayTeacher
 from stillhouse.pipeline.errors import ClusterError, ExitCode, RecipeError, first_line
 
 NOT_SENT = (".git", ".venv", "runs", "build", "dist", "tests", "*.egg-info", "__pycache__", "*.parquet")
@@ -131,21 +133,33 @@ def _parcel(recipe: Recipe) -> Iterator[tuple[list[Path], Path]]:
         folder = root / "job"
         folder.mkdir()
         (folder / "recipe.yaml").write_text(with_files(recipe, folder).to_yaml())
+        for module in own_modules(recipe):
+            copy = shutil.copytree if module.is_dir() else shutil.copy2
+            copy(module, folder / module.name)
         yield sorted(path for path in unpacked.iterdir() if path.is_dir()), folder
 
 
 def with_files(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with its local problem files copied into ``folder`` and named relative to it."""
+    """The recipe with the local files that it reads copied into ``folder`` and named relative to it."""
     data = recipe.model_dump()
+
+    def sent(path: str, place: str) -> str:
+        # In a folder of its own and under its own name, which the report groups problems by.
+        name = f"{place}/{Path(path).name}"
+        (folder / place).mkdir()
+        (folder / name).write_bytes(Path(path).read_bytes())
+        return name
+
+    for number, named in enumerate(data["filters"]["evaluation_sets"]):
+        if Path(named["name"]).is_file():
+            named["name"] = sent(named["name"], f"evaluation-{number}")
+    if isinstance(recipe.teacher, ReplayTeacher) and recipe.teacher.path and Path(recipe.teacher.path).is_file():
+        data["teacher"]["path"] = sent(recipe.teacher.path, "traces")
     for split in ("train", "validation", "test"):
         sources = []
         for number, source in enumerate(getattr(recipe.problems, split)):
             if isinstance(source, FileSource) and Path(source.path).is_file():
-                # In a folder of its own and under its own name, which the report groups problems by.
-                name = f"{split}-{number}/{Path(source.path).name}"
-                (folder / name).parent.mkdir()
-                (folder / name).write_bytes(Path(source.path).read_bytes())
-                source = source.model_copy(update={"path": name})
+                source = source.model_copy(update={"path": sent(source.path, f"{split}-{number}")})
             sources.append(source.model_dump())
         data["problems"][split] = tuple(sources)
     return Recipe.model_validate(data)

@@ -74,17 +74,6 @@ def strict_answer(completion: str) -> str | None:
     return boxed_answer(after) if closed else None
 
 
-def graded_answer(completion: str) -> str | None:
-    r"""Return the answer that a score counts: the last box after the think block, or of the whole where there is no block.
-
-    A model that never learnt to think (the base student) is so measured by what it answers, and a think block that was
-    opened and not closed still counts as no answer. Training labels go by `strict_answer`.
-    """
-    if THINK_OPEN in completion or THINK_CLOSE in completion:
-        return strict_answer(completion)
-    return boxed_answer(completion)
-
-
 def fenced_block(text: str, language: str) -> str | None:
     """Return the content of the last closed ``` block of a language (or of none named) in a text, None where there is none."""
     blocks = [match[2] for match in _FENCE.finditer(text) if match[1].casefold() in ("", language)]
@@ -92,15 +81,34 @@ def fenced_block(text: str, language: str) -> str | None:
 
 
 def strict_answer_of(kind: str, completion: str) -> str | None:
-    """Return the answer of a completion as its kind writes it: code in a fenced block, JSON in one or a box, all else in a box.
+    """Return the answer of a completion as its kind writes it: code in a fenced block, JSON in one, alone or in a box, all
+    else in a box.
 
-    None without a ``</think>``, as in `strict_answer`.
+    None without a ``</think>``, as in `strict_answer`. Training labels go by it.
     """
+    _, closed, after = completion.rpartition(THINK_CLOSE)
+    if not closed:
+        return None
+    return _answer_in(kind, completion if kind == "code" else after)
+
+
+def graded_answer_of(kind: str, completion: str) -> str | None:
+    """Return the answer that a score counts: the one after the think block, or of the whole where there is no block.
+
+    A model that never learnt to think (the base student) is so measured by what it answers, and a think block that was
+    opened and not closed still counts as no answer.
+    """
+    if THINK_OPEN in completion or THINK_CLOSE in completion:
+        return strict_answer_of(kind, completion)
+    return _answer_in(kind, completion)
+
+
+def _answer_in(kind: str, text: str) -> str | None:
     if kind == "code":
         from stillhouse.pipeline.verifiers.code import program_of
 
-        return program_of(completion) if THINK_CLOSE in completion else None
+        return program_of(text)
     if kind == "json":
-        _, closed, after = completion.rpartition(THINK_CLOSE)
-        return (fenced_block(after, "json") or boxed_answer(after)) if closed else None
-    return strict_answer(completion)
+        whole = text.strip() if text.strip()[:1] in ("{", "[") else None  # JSON and nothing else
+        return fenced_block(text, "json") or whole or boxed_answer(text)
+    return boxed_answer(text)

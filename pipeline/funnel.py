@@ -7,9 +7,10 @@ the counts. `filter_traces` does both in one process.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from stillhouse.pipeline.decontamination import DECONTAMINATION_VERSION, Decontaminator
@@ -27,10 +28,12 @@ from stillhouse.pipeline.dedup import (
 )
 from stillhouse.pipeline.filters.drop import Drop
 from stillhouse.pipeline.filters.judging import judge_batch
+from stillhouse.pipeline.filters.rates import FilterRate
 from stillhouse.pipeline.filters.settings import FilterSetting, Mode, default_filters, needs_percentiles, with_percentiles
 from stillhouse.pipeline.overlap import minhash
 from stillhouse.pipeline.records import Problem, Trace, Verdict
 from stillhouse.pipeline.selection import SELECTION_VERSION, Candidate, Strategy, select
+from stillhouse.pipeline.tally import Fate, Seen, seen, with_kept
 
 STAGES = ("format", "verification", "dedup", "decontamination", "selection")
 _BATCH = 256
@@ -53,13 +56,16 @@ class Survey:
     Args:
         dropped: (stage, reason) of the traces that fell out, counted.
         num_samples: traces of each problem, whatever became of them.
-        candidates: the correct ones; ``digests``, ``sketches`` and ``contaminated`` hold one entry for each.
+        tally: all of them as they are counted; a right one as not chosen.
+        candidates: the right ones; ``seen``, ``digests``, ``sketches`` and ``contaminated`` hold one entry for each.
     """
 
     verdicts: list[Verdict]
     dropped: Counter[tuple[str, str]]
     num_samples: Counter[str]
+    tally: Counter[Seen]
     candidates: list[Candidate]
+    seen: list[Seen]
     digests: list[bytes]
     sketches: minhash.Sketches
     contaminated: list[Drop | None]
@@ -68,12 +74,14 @@ class Survey:
 @dataclass(frozen=True)
 class Settled:
     """What is kept, the verdicts of the stages that look at all traces (a keeping one with check ``selected`` for each kept),
-    the funnel, and who stands for whom among duplicates."""
+    the funnel, who stands for whom among duplicates, what each check of these stages did, and all traces as counted."""
 
     kept: list[Candidate]
     verdicts: list[Verdict]
     funnel: list[FunnelRow]
     clusters: list[DuplicateCluster]
+    rates: list[FilterRate]
+    tally: Counter[Seen]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +105,11 @@ def survey_batch(
     decontaminator: Decontaminator,
     *,
     near_threshold: float = NEAR_THRESHOLD,
-    verify_dropped: bool = False,
+    verify_dropped: bool = True,
 ) -> Survey:
     """Filter, verify, sketch and decontaminate a batch of traces with different keys.
+
+    ``verify_dropped`` verifies what a filter dropped as well: without it nobody knows what the filter costs in right answers.
 
     Raises:
         ValueError, RecipeError: as `stillhouse.pipeline.filters.judging.judge_batch`.
@@ -110,6 +120,14 @@ def survey_batch(
     for verdict in deciding.values():
         if not verdict.keep:  # a verifier's reasons quote the item, so its outcome is counted
             dropped["verification" if verdict.outcome else "format", verdict.outcome or verdict.reason] += 1
+    outcomes = {verdict.trace_key: verdict.outcome for verdict in verdicts if verdict.outcome}
+
+    def as_counted(trace: Trace) -> Seen:
+        verdict = deciding[trace.key]
+        fate: Fate = "not chosen" if verdict.keep else "not right" if verdict.outcome else "filtered"
+        return seen(trace, source=problems_by_id[trace.problem_id].source, outcome=outcomes.get(trace.key, ""), fate=fate)
+
+    counted = {trace.key: as_counted(trace) for trace in traces}
     correct = [trace for trace in traces if deciding[trace.key].keep]
     texts = [normalized_text(trace.completion) for trace in correct]
     groups = group_numbers([trace.problem_id for trace in correct])
@@ -117,6 +135,8 @@ def survey_batch(
         verdicts=verdicts,
         dropped=dropped,
         num_samples=Counter(trace.problem_id for trace in traces),
+        tally=Counter(counted.values()),
+        seen=[counted[trace.key] for trace in correct],
         candidates=[_candidate(trace, problems_by_id[trace.problem_id]) for trace in correct],
         digests=[text_digest(text, trace.problem_id) for text, trace in zip(texts, correct)],
         sketches=minhash.sketches(texts, groups, threshold=near_threshold),
@@ -130,6 +150,7 @@ def settle(
     prompt_duplicates: Iterable[Duplicate] = (),
     near_dedup: Mode = "shadow",
     prompt_dedup: Mode = "shadow",
+    decontaminate: Mode = "drop",
     near_threshold: float = NEAR_THRESHOLD,
     selection: Mapping[str, Any],
 ) -> Settled:
@@ -139,50 +160,57 @@ def settle(
         prompt_duplicates: of `stillhouse.pipeline.dedup.near_duplicate_problems`; ``prompt_dedup`` says what becomes of their
             traces.
         near_dedup: what becomes of near duplicates among one problem's traces. Exact ones are always dropped.
+        decontaminate: what becomes of traces that the survey found contaminated.
         near_threshold: as the surveys were made with.
         selection: arguments of `stillhouse.pipeline.selection.select` beyond the candidates; where a ``teacher_band`` is set,
             the teacher's pass rates are the ones counted here.
     """
-    rows, num_samples, dropped = _gather(surveys)
+    rows = _gather(surveys)
     verdicts: list[Verdict] = []
+    rates: list[FilterRate] = []
     left = rows.in_order()
     prompt_of = {dup.key: dup for dup in prompt_duplicates} if prompt_dedup != "off" else {}
     selection = dict(selection)
     if selection.get("teacher_band") is not None:
-        num_correct = Counter(row.problem_id for row in rows.candidates)
-        selection["teacher_pass_rates"] = {problem: num_correct[problem] / num for problem, num in num_samples.items()}
+        num_right = Counter(row.problem_id for row in rows.candidates)
+        selection["teacher_pass_rates"] = {problem: num_right[problem] / num for problem, num in rows.num_samples.items()}
 
-    def settle_stage(stage: str, of_stage: Iterable[Verdict]) -> None:
+    def settle_check(stage: str, found: list[Verdict], check: str = "", mode: Mode = "drop") -> None:
         nonlocal left
-        found = list(of_stage)
+        if check and mode != "off":
+            rates.append(FilterRate(check, mode, len(left), len(found)))
         verdicts.extend(found)
         drops = {verdict.trace_key: verdict.reason for verdict in found if not verdict.shadow}
-        dropped.update((stage, reason) for reason in drops.values())
+        rows.dropped.update((stage, reason) for reason in drops.values())
         left = [i for i in left if rows.candidates[i].key not in drops]
 
     duplicates = exact_duplicates((rows.candidates[i].key, rows.digests[i]) for i in left)
-    found = [dup.verdict() for dup in duplicates]
-    exact = {dup.key for dup in duplicates}
-    distinct = [i for i in left if rows.candidates[i].key not in exact]
+    settle_check("dedup", [dup.verdict() for dup in duplicates], "exact_dedup")
+    near: list[Duplicate] = []
     if near_dedup != "off":
-        near = near_duplicates(
-            [rows.candidates[i].key for i in distinct], rows.sketches.take(distinct), threshold=near_threshold
-        )
-        duplicates += near
-        found += [dup.verdict(shadow=near_dedup == "shadow") for dup in near]
-    settled = {verdict.trace_key for verdict in found if not verdict.shadow}
-    for i in distinct:
-        row = rows.candidates[i]
-        if row.problem_id in prompt_of and row.key not in settled:
-            dup = prompt_of[row.problem_id]
-            of_trace = Duplicate(row.key, dup.kept_as, dup.similarity, dup.how)
-            found.append(of_trace.verdict(shadow=prompt_dedup == "shadow"))
-    settle_stage("dedup", found)
-    settle_stage("decontamination", _contaminated(rows, left))
+        near = near_duplicates([rows.candidates[i].key for i in left], rows.sketches.take(left), threshold=near_threshold)
+    settle_check("dedup", [dup.verdict(shadow=near_dedup == "shadow") for dup in near], "near_dedup", near_dedup)
+    repeated = [
+        Duplicate(row.key, dup.kept_as, dup.similarity, dup.how)
+        for row in (rows.candidates[i] for i in left)
+        if (dup := prompt_of.get(row.problem_id))
+    ]
+    settle_check("dedup", [dup.verdict(shadow=prompt_dedup == "shadow") for dup in repeated], "prompt_dedup", prompt_dedup)
+    if decontaminate != "off":
+        contaminated = _contaminated(rows, left, shadow=decontaminate == "shadow")
+        settle_check("decontamination", contaminated, "decontamination", decontaminate)
     kept, not_chosen = select([rows.candidates[i] for i in left], **selection)
-    settle_stage("selection", not_chosen)
+    settle_check("selection", not_chosen)
     verdicts += [Verdict(row.key, "selected", SELECTION_VERSION, True, "among the k best") for row in kept]
-    return Settled(kept, verdicts, _funnel(num_samples.total(), dropped), clusters(duplicates))
+    chosen = {row.key for row in kept}
+    return Settled(
+        kept,
+        verdicts,
+        _funnel(rows.num_samples.total(), rows.dropped),
+        clusters(duplicates + near),
+        rates,
+        with_kept(rows.tally, (entry for row, entry in zip(rows.candidates, rows.seen) if row.key in chosen)),
+    )
 
 
 def filter_traces(
@@ -199,6 +227,7 @@ def filter_traces(
     evaluation_sets: Mapping[str, Sequence[str]] | None = None,
     near_dedup: Mode = "shadow",
     prompt_dedup: Mode = "shadow",
+    decontaminate: Mode = "drop",
     selection: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> FilterResult:
@@ -214,7 +243,7 @@ def filter_traces(
         seed: for ties in the selection.
         filters: the per-trace filters in their order; None takes `default_filters`.
         evaluation_sets: prompts of named sets that are kept out as well.
-        near_dedup, prompt_dedup, selection: see `settle`.
+        near_dedup, prompt_dedup, decontaminate, selection: see `settle`.
         progress: called as progress(done, total) after each batch of traces.
 
     Raises:
@@ -239,6 +268,7 @@ def filter_traces(
         prompt_duplicates=near_duplicate_problems([p for key, p in sorted(by_id.items()) if key in asked]),
         near_dedup=near_dedup,
         prompt_dedup=prompt_dedup,
+        decontaminate=decontaminate,
         selection={"per_problem": per_problem, "seed": seed, "strategy": strategy, **(selection or {})},
     )
     verdicts = [verdict for survey in surveys for verdict in survey.verdicts] + settled.verdicts
@@ -247,43 +277,52 @@ def filter_traces(
 
 @dataclass(frozen=True)
 class _Rows:
-    """The candidates of all batches with what is known of each, by place."""
+    """The candidates of all batches with what is known of each, by place; and what is counted over all traces."""
 
-    candidates: list[Candidate]
-    digests: list[bytes]
-    sketches: minhash.Sketches
-    contaminated: dict[int, Drop]
+    candidates: list[Candidate] = field(default_factory=list)
+    seen: list[Seen] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    sketches_of_batches: list[minhash.Sketches] = field(default_factory=list)
+    contaminated: dict[int, Drop] = field(default_factory=dict)
+    num_samples: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[tuple[str, str]] = field(default_factory=Counter)
+    tally: Counter[Seen] = field(default_factory=Counter)
+
+    @functools.cached_property
+    def sketches(self) -> minhash.Sketches:
+        return minhash.concatenated(self.sketches_of_batches)
 
     def in_order(self) -> list[int]:
         key = [(row.problem_id, row.sample_index, row.key) for row in self.candidates]
         return sorted(range(len(key)), key=key.__getitem__)
 
 
-def _gather(surveys: Iterable[Survey]) -> tuple[_Rows, Counter[str], Counter[tuple[str, str]]]:
-    candidates, digests, contaminated = [], [], {}
-    parts: list[minhash.Sketches] = []
-    num_samples: Counter[str] = Counter()
-    dropped: Counter[tuple[str, str]] = Counter()
+def _gather(surveys: Iterable[Survey]) -> _Rows:
+    rows = _Rows()
     for survey in surveys:
-        contaminated.update((len(candidates) + i, drop) for i, drop in enumerate(survey.contaminated) if drop is not None)
-        candidates += survey.candidates
-        digests += survey.digests
-        parts.append(survey.sketches)
-        num_samples.update(survey.num_samples)
-        dropped.update(survey.dropped)
-    return _Rows(candidates, digests, minhash.concatenated(parts), contaminated), num_samples, dropped
+        first = len(rows.candidates)
+        rows.contaminated.update((first + i, drop) for i, drop in enumerate(survey.contaminated) if drop is not None)
+        rows.candidates.extend(survey.candidates)
+        rows.seen.extend(survey.seen)
+        rows.digests.extend(survey.digests)
+        rows.sketches_of_batches.append(survey.sketches)
+        rows.num_samples.update(survey.num_samples)
+        rows.dropped.update(survey.dropped)
+        rows.tally.update(survey.tally)
+    return rows
 
 
-def _contaminated(rows: _Rows, left: Iterable[int]) -> list[Verdict]:
+def _contaminated(rows: _Rows, left: Iterable[int], *, shadow: bool) -> list[Verdict]:
     return [
-        Verdict(rows.candidates[i].key, "decontamination", DECONTAMINATION_VERSION, False, *rows.contaminated[i])
+        Verdict(rows.candidates[i].key, "decontamination", DECONTAMINATION_VERSION, False, *rows.contaminated[i], shadow=shadow)
         for i in left
         if i in rows.contaminated
     ]
 
 
 def _candidate(trace: Trace, problem: Problem) -> Candidate:
-    return Candidate(trace.key, trace.problem_id, problem.source, trace.num_completion_tokens, trace.sample_index)
+    where = problem.source, trace.num_completion_tokens, trace.sample_index, problem.topic
+    return Candidate(trace.key, trace.problem_id, *where)
 
 
 def _funnel(num_traces: int, dropped: Mapping[tuple[str, str], int]) -> list[FunnelRow]:

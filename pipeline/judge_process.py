@@ -29,6 +29,8 @@ MAX_WORKERS = 4
 _START_LIMIT_S = 120.0
 _PATIENCE_S = 0.4
 """An item that takes longer may be hanging: the next worker is started beside it."""
+_MAX_REPLY_BYTES = 1 << 16
+_NO_REPLY = "something else than a reply came from the checking process"
 _log = logging.getLogger(__name__)
 
 
@@ -39,7 +41,9 @@ class _Worker:
         path = Path(__file__).with_name("judge_worker.py")
         # LD_LIBRARY_PATH: a Python that was built somewhere unusual does not start without it.
         environment = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
-        environment |= {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "PYTHONDONTWRITEBYTECODE": "1"}
+        # Our own path, and last the working folder: a verifier that the user keeps beside the recipe is found there.
+        path_entries = [*filter(None, sys.path), os.getcwd()]
+        environment |= {"PYTHONPATH": os.pathsep.join(path_entries), "PYTHONDONTWRITEBYTECODE": "1"}
         environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # thread pools count against the memory limit
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
         self.process = subprocess.Popen(
@@ -66,7 +70,12 @@ class _Worker:
         return nonce
 
     def receive(self, nonce: str, limit_s: float) -> dict[str, str]:
-        """Wait for the reply to a request; TimeoutError past the limit, EOFError when the process ended."""
+        """Wait for the reply to a request.
+
+        Raises:
+            TimeoutError: there is none within the limit.
+            EOFError: the process ended, or something else came.
+        """
         deadline = time.monotonic() + limit_s
         replies = select.poll()
         replies.register(self.process.stdout, select.POLLIN)
@@ -78,10 +87,15 @@ class _Worker:
             if not chunk:
                 raise EOFError
             self.buffer += chunk
+            if len(self.buffer) > _MAX_REPLY_BYTES:
+                raise EOFError(_NO_REPLY)
         first, _, self.buffer = self.buffer.partition(b"\n")
-        reply = json.loads(first)
-        if reply["id"] != nonce:
-            raise EOFError  # somebody else wrote to the pipe; what it says is worth nothing
+        try:
+            reply = json.loads(first)
+        except ValueError as error:
+            raise EOFError(_NO_REPLY) from error
+        if not isinstance(reply, dict) or reply.get("id") != nonce:
+            raise EOFError(_NO_REPLY)  # what the text that is judged made the process write is worth nothing
         return reply
 
     def begin_to_prepare(self, message: dict[str, Any]) -> None:
@@ -110,6 +124,11 @@ class _Worker:
         except EOFError:
             why = self.last_words() or "it ended without a word"
         if why:
+            if message["what"] == "python":
+                why += (
+                    f"; {message['target']!r} has to name a function of a module that is installed, on PYTHONPATH, or in the "
+                    f"working folder, {os.getcwd()}"
+                )
             raise StillhouseError(f"the process that checks {message['what']} answers cannot start: {why}")
 
     def last_words(self) -> str:
@@ -235,35 +254,58 @@ def isolation() -> str:
 def ask(message: dict[str, Any], timeout_s: float) -> tuple[str, str]:
     """Have one item judged in a checking process: (outcome, reason); undecided when the deadline passed or it died.
 
+    A process that ends by itself or runs out of memory may have been spoilt by an earlier item: once, the item is given to
+    another, with the time that is left.
+
     Raises:
         StillhouseError: the process does not start, or cannot import what the check needs.
     """
-    global _hooks_set, _told_about_network
+    global _hooks_set
     if not _hooks_set:
         _hooks_set = True
         atexit.register(close_workers)
         os.register_at_fork(after_in_child=_after_fork_in_child)
-    pool = _pool  # a fork replaces it
-    worker = pool.take(message)
-    try:
-        worker.prepare(message)
-        if worker.network != "cut off" and not _told_about_network:
-            _told_about_network = True
-            _log.warning("the processes that check answers keep the network: %s", worker.network)
-        nonce = worker.send(message)
+    pool, left_s = _pool, timeout_s  # a fork replaces the pool
+    for is_last in (False, True):
+        worker = pool.take(message)
         try:
-            reply = worker.receive(nonce, min(_PATIENCE_S, timeout_s))
+            worker.prepare(message)
+            _tell_about_network(worker)
+            start = time.monotonic()
+            reply = _exchange(pool, worker, message, left_s)
         except TimeoutError:
-            pool.start_spare(message)
-            reply = worker.receive(nonce, max(0.0, timeout_s - _PATIENCE_S))
+            pool.drop(worker)
+            break
+        except EOFError as error:
+            pool.drop(worker)
+            if is_last:
+                return "undecided", str(error) or "the checking process ended by itself"
+            left_s = max(_PATIENCE_S, left_s - (time.monotonic() - start))
+        except BaseException:  # it cannot load what it needs, or we were interrupted: the pipe may be out of step
+            pool.drop(worker)
+            raise
+        else:
+            pool.give_back(worker)
+            return reply["outcome"], reply["reason"]
+    return "undecided", f"no verdict within {timeout_s:g} s; the check was killed"
+
+
+def _exchange(pool: _Pool, worker: _Worker, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+    """Send an item and wait for the reply; EOFError also where the process ran out of memory."""
+    nonce = worker.send(message)
+    try:
+        reply = worker.receive(nonce, min(_PATIENCE_S, timeout_s))
     except TimeoutError:
-        pool.drop(worker)
-        return "undecided", f"no verdict within {timeout_s:g} s; the check was killed"
-    except EOFError:
-        pool.drop(worker)
-        return "undecided", "the checking process ended by itself"
-    except BaseException:  # it cannot load what it needs, or we were interrupted: the pipe may be out of step
-        pool.drop(worker)
-        raise
-    pool.give_back(worker)
-    return reply["outcome"], reply["reason"]
+        pool.start_spare(message)
+        reply = worker.receive(nonce, max(0.0, timeout_s - _PATIENCE_S))
+    if reply.get("spent"):
+        raise EOFError(reply["reason"])
+    return reply
+
+
+def _tell_about_network(worker: _Worker) -> None:
+    """Say once that the network is there, where the kernel does not allow to cut it."""
+    global _told_about_network
+    if worker.network != "cut off" and not _told_about_network:
+        _told_about_network = True
+        _log.warning("the processes that check answers keep the network: %s", worker.network)

@@ -28,6 +28,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from typing import Any
 
 MEMORY_LIMIT_BYTES = 3 << 30
@@ -46,10 +47,12 @@ def encode_entry(value: Any) -> Any:
     """Turn a reasoning-gym entry into plain JSON values; tuples and non-text keys survive, which plain JSON loses.
 
     Raises:
-        TypeError: a value that is neither None, bool, number, text, list, tuple nor dict.
+        TypeError: a value that is neither None, bool, number, fraction, text, list, tuple nor dict.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, Fraction):
+        return {"__fraction__": str(value)}
     if isinstance(value, tuple):
         return {"__tuple__": [encode_entry(item) for item in value]}
     if isinstance(value, list):
@@ -70,6 +73,8 @@ def decode_entry(value: Any) -> Any:
     if isinstance(value, dict):
         if "__tuple__" in value:
             return tuple(decode_entry(item) for item in value["__tuple__"])
+        if "__fraction__" in value:
+            return Fraction(value["__fraction__"])
         if "__items__" in value:
             return {decode_entry(key): decode_entry(item) for key, item in value["__items__"]}
         return {key: decode_entry(item) for key, item in value.items()}
@@ -114,24 +119,31 @@ def judge_reasoning_gym(task: str, options: Any, entry: Any, answer: str, must_b
     """Score one answer by the task's own scorer: only full marks are correct.
 
     ``must_be_plain`` is set where the answer is not the gold's own words: then a scorer that also gives full marks to prose
-    around the gold proves nothing by accepting the answer, and the outcome is undecided.
+    around the gold (around the answer, where there is no gold) proves nothing by accepting the answer, and the outcome is
+    undecided. An answer that the scorer cannot read, though it reads the gold, is wrong.
     """
     score_answer = _scorer(task, decode_entry(options))
     entry = decode_entry(entry)
+    gold = entry["answer"]
     _trusted.clear()
     _trusted.update(_strings(entry))
-    score = float(score_answer(answer, entry))
+    try:
+        score = float(score_answer(answer, entry))
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        if gold is None or float(score_answer(gold, entry)) != 1.0:
+            raise
+        return "wrong", f"score_answer of {task} cannot read it: {type(error).__name__}: {str(error)[:80]}"
     if score != 1.0:
         return "wrong", f"score_answer of {task} gave {score:.3g}"
     if must_be_plain:
-        gold = entry["answer"]
-        for junk in (_JUNK_PREFIX + gold, gold + _JUNK_SUFFIX):
+        plain = answer if gold is None else gold
+        for junk in (_JUNK_PREFIX + plain, plain + _JUNK_SUFFIX):
             try:
                 accepts_prose = float(score_answer(junk, entry)) == 1.0
             except Exception:  # a scorer that chokes on prose does not accept it
                 accepts_prose = False
             if accepts_prose:
-                return "undecided", f"score_answer of {task} accepts prose around the gold, and the answer is not the gold"
+                return "undecided", f"score_answer of {task} accepts prose around an answer, and this is not the gold"
     return "correct", f"score_answer of {task} gave 1"
 
 
@@ -267,8 +279,10 @@ def _judge(request: dict[str, Any]) -> tuple[str, str]:
     return judge_reasoning_gym(request["task"], request["options"], request["entry"], answer, request["must_be_plain"])
 
 
-def _answer(request: dict[str, Any]) -> dict[str, str]:
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Judge or prepare; ``spent`` says that the memory ran out, perhaps because an earlier item left something behind."""
     global _judging
+    spent = False
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # scorers print
             if request["op"] == "prepare":
@@ -277,12 +291,13 @@ def _answer(request: dict[str, Any]) -> dict[str, str]:
             _judging = True
             outcome, reason = _judge(request)
     except MemoryError:
+        spent = True
         outcome, reason = "undecided", f"the check needed more than {MEMORY_LIMIT_BYTES >> 30} GiB of memory"
     except BaseException as error:  # SystemExit and the like from model text must not end the worker
         outcome, reason = "undecided", f"the check raised {type(error).__name__}: {str(error)[:120]}"
     finally:
         _judging = False
-    return {"outcome": outcome, "reason": reason, "network": _network}
+    return {"outcome": outcome, "reason": reason, "network": _network, "spent": spent}
 
 
 def _refuse(event: str, args: tuple[Any, ...]) -> None:
@@ -316,8 +331,10 @@ def serve() -> None:
     """Answer requests until stdin closes."""
     global _network
     _network = _cut_network()
+    requests = os.fdopen(os.dup(0), encoding="utf-8")  # what is judged may close, or read, what is called stdin
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    null = os.open(os.devnull, os.O_WRONLY)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
     os.dup2(null, 1)
     os.dup2(null, 2)  # ANTLR reports on stderr what it cannot parse; a start that fails has spoken before this
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
@@ -326,7 +343,7 @@ def serve() -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     logging.disable(logging.CRITICAL)
     sys.addaudithook(_refuse)
-    for line in sys.stdin:
+    for line in requests:
         signal.setitimer(signal.ITIMER_REAL, ORPHAN_LIMIT_S)
         request = json.loads(line)
         reply = _answer(request)

@@ -47,6 +47,7 @@ class Problem:
         source: where it came from, for example ``reasoning_gym/chain_sum`` or a file name. The report groups by it.
         split: ``train``, ``validation`` or ``test``.
         entry: JSON text of what the verifier needs beyond the answer ("" when nothing).
+        topic: what it is about, "" where nobody says; the selection shares out over sources and topics.
     """
 
     prompt: str
@@ -55,6 +56,7 @@ class Problem:
     source: str
     split: Split
     entry: str = ""
+    topic: str = ""
 
     @property
     def id(self) -> str:

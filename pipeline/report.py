@@ -14,9 +14,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, NonNegativeFloat, N
 
 from stillhouse.pipeline.cost import Cost
 from stillhouse.pipeline.errors import ExitCode
+from stillhouse.pipeline.filters.rates import FilterRate
 from stillhouse.pipeline.gate import Agreement, Behaviour, GateCheck, Judgement
 from stillhouse.pipeline.statistics import Interval
 from stillhouse.pipeline.store import write_atomic
+from stillhouse.pipeline.tally import Histogram, SourceRate
 
 REPORT_SCHEMA_VERSION = 1
 MODELS = {
@@ -97,6 +99,32 @@ class FunnelStep(_Section):
         return self
 
 
+class VerifierCheck(_Section):
+    """How the verifiers did on one source's own problems before any teacher was asked: golds to accept, altered ones to refuse.
+
+    ``num_golds`` is below ``num_problems`` where a schema, a pattern or tests judge and there is no gold.
+    """
+
+    num_problems: NonNegativeInt
+    num_golds: NonNegativeInt
+    gold_accepted: NonNegativeInt
+    num_mutated: NonNegativeInt
+    mutated_rejected: NonNegativeInt
+    failures: list[str] = []
+
+
+class Filtering(_Section):
+    """What the filter stage found: each filter and check in its order, each source of problems, all traces by two figures.
+
+    ``num_tokens`` is the completion's length; ``repetition`` the share of its runs of 8 words that stood in it before.
+    """
+
+    filters: list[FilterRate]
+    sources: list[SourceRate]
+    num_tokens: Histogram
+    repetition: Histogram
+
+
 class LossPoint(_Section):
     """The training loss (nats a supervised token) and learning rate at one optimizer step; None where it was not finite."""
 
@@ -109,7 +137,8 @@ class Results(_Section):
     """What was measured.
 
     ``num_generated`` counts every completion that the teacher was known or must be taken to have made, ``num_lost_in_flight``
-    those of them that were under way at a crash; ``cost`` is what all of its calls came to.
+    those of them that were under way at a crash; ``cost`` is what all of its calls came to. ``verifiers`` are by
+    ``split: source``.
     """
 
     pass_at_1: PassAt1
@@ -123,6 +152,8 @@ class Results(_Section):
     loss: list[LossPoint]
     behaviour: dict[str, Behaviour]
     served: Served = Served()
+    filtering: Filtering | None = None
+    verifiers: dict[str, VerifierCheck] = {}
 
 
 class GateSection(_Section):

@@ -24,6 +24,8 @@ from stillhouse.pipeline.report import (
     served_rows,
     size_line,
 )
+from stillhouse.pipeline.report_filtering import filtering_view
+from stillhouse.pipeline.report_ticks import nice_ticks
 
 _TEMPLATE = "report.html.jinja"
 _MAX_POINTS = 600  # more would only make the file larger: a chart is some 800 pixels wide
@@ -48,6 +50,7 @@ def render_page(report: Report) -> str:
         panels=accuracy_panels(report),
         measured_on=measured_on(report.results.pass_at_1),
         funnel=funnel_bars(report),
+        filtering=filtering_view(report),
         loss=line_chart(report.results.loss, "loss"),
         learning_rate=line_chart(report.results.loss, "learning_rate"),
         stages=stage_rows(report),
@@ -168,17 +171,6 @@ def line_chart(points: Sequence[LossPoint], field: str) -> dict[str, Any] | None
         "last": values[-1],
         "num_missing": len(points) - len(values),
     }
-
-
-def nice_ticks(low: float, high: float, about: int) -> list[float]:
-    """Round tick positions (1, 2 or 5 times a power of ten apart) that enclose low and high."""
-    if high <= low:
-        high = low + 1.0
-    raw = (high - low) / about
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
-    start, stop = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [i * step for i in range(start, stop + 1)]
 
 
 def duration(seconds: float | None) -> str:

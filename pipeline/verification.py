@@ -10,7 +10,8 @@ process evaluates what a model wrote.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ from stillhouse.pipeline.verifiers.quantity import verify_number
 from stillhouse.pipeline.verifiers.reasoning_gym import verify_reasoning_gym
 from stillhouse.pipeline.verifiers.structured import PYTHON_PREFIX, verify_by_function, verify_json, verify_regex
 
-VERIFIER_VERSION = 2
+VERIFIER_VERSION = 3
 """Raised whenever a verdict could change; part of every Verdict and of the filter stage's fingerprint."""
 
 KINDS = ("reasoning_gym", "math", "choice", "exact", "number", "json", "regex", "code")
@@ -38,22 +39,44 @@ ENTRY_FIELDS: dict[str, tuple[str, ...]] = {
     "code": ("tests", "entry_point", "setup"),
 }
 """What a kind is judged by beside the answer: columns of a problem file that go into ``Problem.entry``."""
-NO_GOLD_NEEDED = frozenset({"json", "regex", "code"})
-"""Kinds whose problems may have no gold answer: schema, pattern or tests say what is right."""
+NO_GOLD_NEEDED = frozenset({"json", "regex", "code", "reasoning_gym"})
+"""Kinds whose problems may have no gold answer: schema, pattern, tests or the task's own scorer say what is right."""
 
 DEADLINE_S = 5.0
 MAX_ANSWER_CHARS = 4_000
+_DECIMAL = re.compile(r"-?\d+(\.\d+(e[-+]\d+)?|e[-+]\d+)")
 
 
 @dataclass(frozen=True, slots=True)
 class SelfCheck:
-    """How a verifier did on the user's own gold answers: each gold must be accepted, each mutated gold must not."""
+    """How a verifier did on the user's own problems: each gold must be accepted, each altered one must not.
+
+    ``num_golds`` is below ``num_problems`` where a problem has none (a schema, a pattern or tests judge it); ``unsound`` are
+    the ids of the problems whose gold was not accepted.
+    """
 
     num_problems: int
+    num_golds: int
     gold_accepted: int
     num_mutated: int
     mutated_rejected: int
     failures: list[str]
+    unsound: frozenset[str] = frozenset()
+
+    @property
+    def sound(self) -> bool:
+        """Every gold was accepted and no altered one."""
+        return self.gold_accepted == self.num_golds and self.mutated_rejected == self.num_mutated
+
+    def as_json(self, *, max_failures: int | None = None) -> dict[str, Any]:
+        """The counts and the first failures, for reports."""
+        counts = ("num_problems", "num_golds", "gold_accepted", "num_mutated", "mutated_rejected")
+        return {name: getattr(self, name) for name in counts} | {"failures": self.failures[:max_failures]}
+
+    def line(self) -> str:
+        """The rates in words."""
+        golds = f"{self.gold_accepted:,} of {self.num_golds:,} golds accepted" if self.num_golds else "no golds to accept"
+        return f"{golds}, {self.mutated_rejected:,} of {self.num_mutated:,} altered ones refused"
 
 
 def verify(problem: Problem, answer: str | None, *, timeout_s: float = DEADLINE_S) -> Judgement:
@@ -145,12 +168,16 @@ def mutated_golds(problem: Problem) -> list[str]:
     gold = problem.answer
     if problem.kind == "number":
         return [f"1{gold}" if gold[:1].isdigit() else f"3 {gold}", "no number"]
+    if problem.kind == "json" and not gold:
+        return ["{", "no JSON"]
     if problem.kind == "json":
         return [json.dumps({"no such key": gold}), "{", "no JSON"]
     if problem.kind == "regex":
         return [f"{gold}\x07", "\x07"]
     if problem.kind == "code":
         return ["pass", f"raise SystemExit(0)\n{gold}"]
+    if problem.kind == "reasoning_gym" and _DECIMAL.fullmatch(gold):  # scorers allow for rounding: one more may not be enough
+        return [re.sub(r"\d", lambda first: f"1{first[0]}", gold, count=1)]
     number = exact_number(gold) if problem.kind != "choice" else None
     if number is not None:
         return [str(number + 1), str(number - 1)]
@@ -166,22 +193,30 @@ def gold_as_answer(problem: Problem) -> str | None:
     return problem.answer if problem.kind == "code" else boxed_answer(f"\\boxed{{{problem.answer}}}")
 
 
-def self_check(problems: Iterable[Problem]) -> SelfCheck:
+def self_check(problems: Sequence[Problem], *, max_mutated: int | None = None) -> SelfCheck:
     """Let the verifiers prove themselves on the user's own problems before a teacher token is spent.
 
-    The gold is checked as a model would write it: boxed after ``</think>``, then extracted again. Mutated golds must not be
-    accepted (wrong or undecided). ``failures`` names each gold not accepted and each mutated gold accepted.
+    The gold is checked as a model would write it: boxed after ``</think>``, then extracted again. Altered golds must not be
+    accepted (wrong or undecided). ``failures`` names each gold not accepted and each altered one accepted.
+
+    Args:
+        max_mutated: alter the golds of about so many problems, spread evenly over them; None alters all.
     """
-    num_problems = gold_accepted = num_mutated = mutated_rejected = 0
-    failures = []
-    for problem in problems:
-        num_problems += 1
-        judgement = verify(problem, gold_as_answer(problem))
+    num_golds = gold_accepted = num_mutated = mutated_rejected = 0
+    failures, unsound = [], set()
+    step = 1 if max_mutated is None else max(1, len(problems) // max_mutated)
+    for place, problem in enumerate(problems):
         name = f"{problem.source} problem {problem.id[:12]}"
-        if judgement.outcome == "correct":
-            gold_accepted += 1
-        else:
-            failures.append(f"{name}: its own answer {problem.answer[:80]!r} is {judgement.outcome} ({judgement.reason})")
+        if problem.answer or problem.kind not in NO_GOLD_NEEDED:
+            num_golds += 1
+            judgement = verify(problem, gold_as_answer(problem))
+            if judgement.outcome == "correct":
+                gold_accepted += 1
+            else:
+                unsound.add(problem.id)
+                failures.append(f"{name}: its own answer {problem.answer[:80]!r} is {judgement.outcome} ({judgement.reason})")
+        if place % step:
+            continue
         for mutated in mutated_golds(problem):
             num_mutated += 1
             judgement = verify(problem, mutated)
@@ -189,4 +224,4 @@ def self_check(problems: Iterable[Problem]) -> SelfCheck:
                 failures.append(f"{name}: {mutated[:80]!r} is accepted for {problem.answer[:80]!r} ({judgement.reason})")
             else:
                 mutated_rejected += 1
-    return SelfCheck(num_problems, gold_accepted, num_mutated, mutated_rejected, failures)
+    return SelfCheck(len(problems), num_golds, gold_accepted, num_mutated, mutated_rejected, failures, frozenset(unsound))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from stillhouse.pipeline.extraction import graded_answer, split_reasoning
+from stillhouse.pipeline.extraction import graded_answer_of, split_reasoning
 from stillhouse.pipeline.prompts import opens_think_block
 from stillhouse.pipeline.records import Completion, Graded, Outcome, Problem, content_key
 
@@ -31,7 +31,7 @@ def evaluate(
 ) -> list[Graded]:
     """Grade ``num_samples`` completions of every problem.
 
-    A completion counts as correct only when the verifier says so of its boxed answer (`graded_answer`): an undecided one
+    A completion counts as correct only when the verifier says so of its answer (`graded_answer_of`): an undecided one
     is not correct, and neither is a right answer in prose or inside a think block.
 
     Args:
@@ -75,8 +75,8 @@ def grade(
     sample_index: int,
     verify: Callable[[Problem, str | None], Judged],
 ) -> Graded:
-    """Grade one completion: extract the boxed answer, let the verifier judge it, note how the text ended."""
-    answer = graded_answer(completion.text)
+    """Grade one completion: extract the answer as its kind is written, let the verifier judge it, note how the text ended."""
+    answer = graded_answer_of(problem.kind, completion.text)
     judgement = verify(problem, answer)
     parsed = split_reasoning(completion.text, prompt_opens_think=opens_think_block(rendered_prompt))
     return Graded(

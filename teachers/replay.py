@@ -12,11 +12,13 @@ Layouts, as their data sets' cards have them
                   OpenThoughts-114k-math, whose ``solution`` has it boxed.
     sky_t1        NovaSky-AI/Sky-T1_data_17k: the same conversations, marked with <|begin_of_thought|>. QwQ-32B-Preview.
     jsonl         one's own: prompt; completion, or reasoning and answer; and, where known, gold (``answer`` is taken beside
-                  a completion), finish_reason, teacher, tokens, id.
+                  a completion), finish_reason, teacher, tokens, id, topic, and what its verifier needs beside the answer
+                  (unit, tests, schema …).
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,8 +27,10 @@ from typing import Any, Literal, get_args
 
 from stillhouse.pipeline.errors import RecipeError
 from stillhouse.pipeline.extraction import THINK_CLOSE, THINK_OPEN, boxed_answer, split_reasoning
+from stillhouse.pipeline.problems import entry_text
 from stillhouse.pipeline.prompts import chat_messages
 from stillhouse.pipeline.records import KEY_VERSION, FinishReason, Problem, Split, Trace, content_key
+from stillhouse.pipeline.verification import ENTRY_FIELDS
 
 Layout = Literal["open_r1", "openthoughts", "sky_t1", "jsonl"]
 CHARACTERS_PER_TOKEN = 4
@@ -50,6 +54,7 @@ class ReplayedTrace:
         sample_index: which of the row's generations it is.
         claimed: the data set's own verdicts, for example ``correctness_math_verify=true``; nothing is decided by them.
         num_completion_tokens: the data set's count; None where it has none.
+        row: of one's own file, the columns that its verifier may need beside the answer, and the problem's topic.
     """
 
     prompt: str
@@ -63,6 +68,7 @@ class ReplayedTrace:
     sample_index: int = 0
     claimed: str = ""
     num_completion_tokens: int | None = None
+    row: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -122,7 +128,16 @@ def to_problem_and_trace(replayed: ReplayedTrace, *, kind: str = "math", split: 
     Args:
         kind: the verifier that will judge it.
     """
-    problem = Problem(replayed.prompt, replayed.answer, kind, replayed.dataset, split)
+    topic = replayed.row.get("topic")
+    problem = Problem(
+        replayed.prompt,
+        replayed.answer,
+        kind,
+        replayed.dataset,
+        split,
+        entry_text(kind, replayed.row),
+        topic if isinstance(topic, str) else "",
+    )
     messages = chat_messages(replayed.prompt, system_prompt=replayed.system, prompt_suffix="")
     rendered = json.dumps(messages, ensure_ascii=False)
     parsed = split_reasoning(replayed.completion)
@@ -184,6 +199,7 @@ def _found(
     sample_index: int = 0,
     claimed: str = "",
     num_completion_tokens: int | None = None,
+    row: Mapping[str, Any] | None = None,
 ) -> ReplayedTrace | str:
     """One generation, or the reason why it is none.
 
@@ -215,6 +231,7 @@ def _found(
         sample_index=sample_index,
         claimed=claimed,
         num_completion_tokens=num_completion_tokens,
+        row=row or {},
     )
 
 
@@ -294,6 +311,7 @@ def _plain(row: Mapping[str, Any], row_name: str) -> Iterator[ReplayedTrace | st
     elif gold is None:
         gold = answer
     tokens = row.get("tokens")
+    needed = ("topic", *itertools.chain.from_iterable(ENTRY_FIELDS.values()))
     try:
         tokens = None if tokens is None else int(tokens)
     except (TypeError, ValueError):
@@ -307,6 +325,7 @@ def _plain(row: Mapping[str, Any], row_name: str) -> Iterator[ReplayedTrace | st
         teacher=str(row.get("teacher") or ""),
         row_name=str(row.get("id") or row_name),
         num_completion_tokens=tokens,
+        row={name: row[name] for name in needed if name in row},
     )
 
 

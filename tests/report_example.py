@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
+from stillhouse.pipeline.filters.rates import FilterRate
 from stillhouse.pipeline.gate import accuracy, accuracy_by_family, agreement, behaviour, judge
 from stillhouse.pipeline.records import Graded
 from stillhouse.pipeline.report import (
+    Filtering,
     FunnelStep,
     GateSection,
     LossPoint,
@@ -18,7 +21,9 @@ from stillhouse.pipeline.report import (
     Served,
     ServedBy,
     SizeBytes,
+    VerifierCheck,
 )
+from stillhouse.pipeline.tally import Seen, histogram, source_rates
 
 FAMILIES = ("reasoning_gym/chain_sum", "reasoning_gym/basic_arithmetic", "reasoning_gym/leg_counting")
 MARKUP = "<script>document.title = 'taken over'</script><img src=x onerror=alert(1)>"
@@ -45,6 +50,28 @@ def graded(model: str, num_correct: int, n: int = 360) -> list[Graded]:
         )
         for i in range(n)
     ]
+
+
+def make_filtering() -> Filtering:
+    """What is said of 3,588 traces, longer ones more often wrong, one filter that watches."""
+    tally: Counter[Seen] = Counter()
+    for i in range(3588):
+        family, rank = FAMILIES[i % 3], (i * 7919) % 3588
+        length = 40 + round(9 * abs(math.sin(i)) * (1 + i % 3)) + rank // 300
+        fate = "filtered" if rank < 70 else "not right" if rank < 472 else "not chosen" if rank < 623 else "kept"
+        outcome = "wrong" if fate == "not right" or rank < 60 else "correct"
+        tally[Seen(family, outcome, fate, length, 30 if rank < 20 else rank % 5)] += 1
+    return Filtering(
+        filters=[
+            FilterRate("finished", "drop", 3588, 9, 3579, 3179, 9, 0),
+            FilterRate("think_block", "drop", 3579, 61, 3518, 3125, 61, 54),
+            FilterRate("contradiction", "shadow", 3518, 12, 3506, 3123, 12, 2),
+            FilterRate("exact_dedup", "drop", 3116, 151),
+        ],
+        sources=source_rates(tally),
+        num_tokens=histogram(tally, "num_tokens"),
+        repetition=histogram(tally, "repetition"),
+    )
 
 
 def make_report(min_accuracy: float = 0.60, teacher_measured: bool = True) -> Report:
@@ -137,6 +164,14 @@ def make_report(min_accuracy: float = 0.60, teacher_measured: bool = True) -> Re
                 **{name: ServedBy(path=path, device="CPU") for name, path in paths.items()},
                 agreement=agreement(rows["checkpoint_kernels"], rows["checkpoint"]),
             ),
+            filtering=make_filtering(),
+            verifiers={
+                f"{split}: {family}": VerifierCheck(
+                    num_problems=1200, num_golds=1200, gold_accepted=1200 - 5 * i, num_mutated=400, mutated_rejected=400
+                )
+                for split in ("test", "train")
+                for i, family in enumerate(FAMILIES)
+            },
         ),
         gate=GateSection(checks=verdict.checks),
         samples=Samples(kept=[kept] * 3, dropped=[wrong, marked_up]),

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from stillhouse.pipeline.errors import RecipeError, first_line
-from stillhouse.pipeline.extraction import strict_answer_of
+from stillhouse.pipeline.extraction import graded_answer_of, strict_answer_of
 from stillhouse.pipeline.filters.drop import EVIDENCE_CHARS, FILTERS_VERSION
 from stillhouse.pipeline.filters.settings import FilterSetting, TraceFilter, make_filter
 from stillhouse.pipeline.records import Problem, Trace, Verdict
@@ -74,63 +73,10 @@ def filter_verdicts(trace: Trace, filters: Sequence[tuple[FilterSetting, TraceFi
 
 
 def _verified(trace: Trace, problem: Problem, *, shadow: bool) -> Verdict:
-    answer = strict_answer_of(problem.kind, trace.completion)
+    # A filter's cost is counted as a score would: what has no think block may still answer.
+    answer = (graded_answer_of if shadow else strict_answer_of)(problem.kind, trace.completion)
     judged = verify(problem, answer)
     keep = judged.outcome == "correct"
     evidence = f"answer {answer or ''!r}, gold {problem.answer!r}"[:EVIDENCE_CHARS]
     check = f"verify_{problem.kind}"
     return Verdict(trace.key, check, VERIFIER_VERSION, keep, judged.reason, evidence, judged.outcome, shadow)
-
-
-@dataclass(frozen=True, slots=True)
-class FilterRate:
-    """What one filter did: of ``num_in`` traces that reached it, how many it dropped (or would have, in shadow mode).
-
-    The pass rates are those of the verified traces among the ones it let through and among the ones it spoke against; None
-    where none of them was verified.
-    """
-
-    name: str
-    mode: str
-    num_in: int
-    num_against: int
-    pass_rate_let_through: float | None
-    pass_rate_against: float | None
-
-
-def filter_rates(settings: Sequence[FilterSetting], verdicts: Iterable[Verdict]) -> list[FilterRate]:
-    """Count, filter by filter, what it kept and how right the traces inside and outside were.
-
-    Args:
-        settings: those that the verdicts came from, in their order.
-        verdicts: of `judge_batch`, of any number of batches; read once, all verdicts of a trace together.
-    """
-    running = [setting for setting in settings if setting.mode != "off"]
-    place = {setting.name: i for i, setting in enumerate(running)}
-    # per filter: let through / against, and of those the verified and the right
-    counts = [{side: [0, 0, 0] for side in ("through", "against")} for _ in running]
-
-    def settle(of_trace: list[Verdict]) -> None:
-        against = {place[verdict.check] for verdict in of_trace if verdict.check in place}
-        decided = next((place[v.check] for v in of_trace if not v.shadow and v.check in place), len(running) - 1)
-        outcome = next((verdict.outcome for verdict in of_trace if verdict.outcome), "")
-        for i in range(decided + 1):
-            row = counts[i]["against" if i in against else "through"]
-            row[0] += 1
-            row[1] += bool(outcome)
-            row[2] += outcome == "correct"
-
-    of_trace: list[Verdict] = []
-    for verdict in verdicts:
-        if of_trace and of_trace[0].trace_key != verdict.trace_key:
-            settle(of_trace)
-            of_trace = []
-        of_trace.append(verdict)
-    if of_trace:
-        settle(of_trace)
-    rates = []
-    for setting, sides in zip(running, counts):
-        through, against = sides["through"], sides["against"]
-        inside, outside = (side[2] / side[1] if side[1] else None for side in (through, against))
-        rates.append(FilterRate(setting.name, setting.mode, through[0] + against[0], against[0], inside, outside))
-    return rates

@@ -52,11 +52,12 @@ class Language:
     Args:
         max_foreign_share: of the letters, without LaTeX commands; 0.05 lets a quoted word or name pass.
         allowed: scripts that are fine whatever the prompt's, of Latin, CJK, Hangul, Cyrillic, Arabic, Hebrew, Devanagari, Thai.
-        languages: ISO 639-1 codes, the first being the wanted one; a reasoning that lingua takes for another of them, at least
-            ``min_confidence`` sure, is dropped. Empty does without lingua.
+        languages: ISO 639-1 codes, the first being the wanted one, the others those that it is told from; a reasoning that
+            lingua takes for one of the others, at least ``min_confidence`` sure, is dropped. Empty does without lingua.
 
     Raises:
-        RecipeError: ``languages`` is set where lingua-language-detector is not installed, or a name is not known.
+        RecipeError: ``languages`` is set where lingua-language-detector is not installed or names a single one, or a name is
+            not known.
     """
 
     max_foreign_share: float = 0.05
@@ -72,6 +73,17 @@ class Language:
                 "language filter: telling languages apart needs lingua (pip install lingua-language-detector); without "
                 "`languages` the filter goes by script alone"
             )
+        if self.languages:
+            object.__setattr__(self, "languages", tuple(code.lower() for code in self.languages))
+            if unknown := [code for code in self.languages if code not in _lingua_languages()]:
+                raise RecipeError(
+                    f"language filter: lingua knows no language {unknown[0]!r}; it takes ISO 639-1 codes such as en, zh"
+                )
+            if len(set(self.languages)) < 2:
+                raise RecipeError(
+                    f"language filter: languages={list(self.languages)} names one language; name the wanted one first and then "
+                    "those to tell it from, for example [en, fr, de, es, zh]"
+                )
 
     def __call__(self, trace: Trace) -> Drop | None:
         if not trace.completion.isascii() and (drop := self._foreign_script(trace)):
@@ -108,14 +120,19 @@ def _beyond_ascii(text: str) -> str:
     return codes[codes > 127].tobytes().decode("utf-32-le")
 
 
+@functools.cache
+def _lingua_languages() -> Mapping[str, Any]:
+    """What lingua can tell apart, by ISO 639-1 code; no model is loaded."""
+    import lingua
+
+    return {language.iso_code_639_1.name.lower(): language for language in lingua.Language.all()}
+
+
 @functools.lru_cache(maxsize=4)
 def _detector(languages: tuple[str, ...]) -> Callable[[str], tuple[str, float]]:
     import lingua
 
-    by_code: Mapping[str, Any] = {language.iso_code_639_1.name.lower(): language for language in lingua.Language.all()}
-    if unknown := [code for code in languages if code.lower() not in by_code]:
-        raise RecipeError(f"language filter: lingua knows no language {unknown[0]!r}; it takes ISO 639-1 codes such as en, zh")
-    wanted = [by_code[code.lower()] for code in languages]
+    wanted = [_lingua_languages()[code] for code in languages]
     detector = lingua.LanguageDetectorBuilder.from_languages(*wanted).build()
 
     def detect(text: str) -> tuple[str, float]:

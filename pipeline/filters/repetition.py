@@ -14,6 +14,7 @@ from stillhouse.pipeline.filters.drop import Drop
 from stillhouse.pipeline.overlap.ngrams import ngram_hashes_of, single_blanks
 from stillhouse.pipeline.records import Trace
 
+SHARE_NGRAM = 8
 _MIN_SENTENCE_CHARS = 20
 _BLOCK_BYTES = 4_096
 
@@ -100,6 +101,12 @@ class Repetition:
         if share >= self.min_compressed_share:
             return None
         return Drop("compresses like a loop", f"to {share:.3f} of its {len(raw)} bytes, under {self.min_compressed_share}")
+
+
+def repeated_share(text: str) -> float:
+    """How repetitive a text is: the share of its runs of 8 words that stood in it before; 0 for one of fewer words."""
+    hashes = ngram_hashes_of(single_blanks(text), SHARE_NGRAM)
+    return 1 - len(np.unique(hashes)) / len(hashes) if len(hashes) else 0.0
 
 
 def _longest_run(items: Sequence[str], limit: int) -> tuple[str, int]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from stillhouse.pipeline.errors import RecipeError, first_line
+from stillhouse.pipeline.errors import RecipeError
+from stillhouse.pipeline.row_files import ROW_FILES, rows_of_dataset, rows_of_file
 
 PROMPT_FIELDS = ("prompt", "question", "problem", "Question", "Problem", "input", "query", "text")
 """Where a set's prompts are looked for when no field is named, in this order."""
-
-_FILES = (".jsonl", ".parquet")
 
 
 def evaluation_prompts(
@@ -31,18 +28,20 @@ def evaluation_prompts(
     Raises:
         RecipeError: the set cannot be read, has no row, has no such field, or a prompt is not text.
     """
-    if name.endswith(_FILES):
-        rows, where = _file_rows(Path(name)), name
+    what = "the evaluation set"
+    if name.endswith(ROW_FILES):
+        rows, where = rows_of_file(name, what=what), name
     else:
-        rows, where = _dataset_rows(name, subset, split, revision), f"evaluation set {name!r}"
+        rows = rows_of_dataset(name, what=what, subset=subset, split=split, revision=revision)
+        where = f"evaluation set {name!r}"
     prompts = list(_prompts(rows, field, where))
     if not prompts:
         raise RecipeError(f"{where}: no prompts in it, so nothing to compare with")
     return prompts
 
 
-def _prompts(rows: Iterable[Mapping[str, Any]], field: str | None, where: str) -> Iterator[str]:
-    for number, row in enumerate(rows, 1):
+def _prompts(rows: Iterable[tuple[int, Mapping[str, Any]]], field: str | None, where: str) -> Iterator[str]:
+    for number, row in rows:
         if field is None:
             field = next((name for name in PROMPT_FIELDS if name in row), None)
             if field is None:
@@ -54,43 +53,3 @@ def _prompts(rows: Iterable[Mapping[str, Any]], field: str | None, where: str) -
             raise RecipeError(f"{where}, row {number}: field {field!r} holds a {type(prompt).__name__}, not text")
         if prompt and prompt.strip():
             yield prompt
-
-
-def _file_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        if path.suffix == ".parquet":
-            with pq.ParquetFile(path) as parquet:
-                for batch in parquet.iter_batches(batch_size=1_000):
-                    yield from batch.to_pylist()
-            return
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield _json_object(line, f"{path}, line {number}")
-    except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as error:
-        raise RecipeError(f"cannot read the evaluation set {path}: {first_line(error)}") from error
-
-
-def _json_object(line: str, where: str) -> Mapping[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise RecipeError(f"{where}: not JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise RecipeError(f"{where}: expected a JSON object, got {type(row).__name__}")
-    return row
-
-
-def _dataset_rows(name: str, subset: str | None, split: str, revision: str | None) -> Iterable[Mapping[str, Any]]:
-    import datasets
-
-    try:
-        return datasets.load_dataset(name, subset, split=split, revision=revision)
-    except Exception as error:  # load_dataset raises whatever its file systems, builders and hub client raise
-        what = f"{name!r} (subset {subset!r}, split {split!r})"
-        raise RecipeError(
-            f"cannot load the evaluation set {what}: {type(error).__name__}: {first_line(error)[:300]}"
-        ) from error

@@ -89,7 +89,7 @@ def test_filters_of_a_recipe_drop_watch_and_say_why(filtered, folder):
     watched = {v.trace_key for v in verdicts if v.check == "own_filters:no_sevens"}
     assert watched == {trace.key for trace in TraceStore(folder / "run" / "traces").traces() if "7" in trace.completion}
     assert watched & {trace.key for trace in kept}
-    rates = {rate["name"]: rate for rate in run.read_json("filters.json")}
+    rates = {rate["name"]: rate for rate in run.read_json("filtering.json")["filters"]}
     assert rates["own_filters:no_sevens"]["num_against"] == len(watched)
     one = next(iter(watched))
     assert [v.check for v in explain(folder / "run", one[:16])][-1] in ("selected", "best_of_n", "exact_dedup")

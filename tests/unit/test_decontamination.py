@@ -271,3 +271,68 @@ def test_an_evaluation_set_that_is_not_there_stops_the_run(tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(RecipeError, match="no prompts in it"):
         evaluation_prompts(str(tmp_path / "empty.jsonl"))
+
+
+MARBLES = (
+    "Lena has 14 red marbles in a box. She gives 9 of them to her brother Tom. Tom then owns 31 marbles. How many did he have?"
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'We are told "Lena has 14 red marbles in a box.", and then "She gives 9 of them to her brother Tom." It goes on: "Tom then '
+        'owns 31 marbles. How many did he have?"',
+        "Lena has 14 red marbles in a box. (So 14 - 9 = 5 later on.) She gives 9 of them to her brother Tom. Hmm, 5 are left. Tom "
+        "then owns 31 marbles. How many did he have?",
+        "Lena has 14 red mar-\nbles in a box. She gives 9 of them to her brother Tom. Tom then owns 31 mar-\nbles. How many did he have?",
+        MARBLES.removeprefix("Lena has ").removesuffix(" he have?") + "\n",
+        "> " + MARBLES.replace(". ", ".\n> "),
+    ],
+)
+def test_an_item_in_pieces_is_found_and_its_numbers_still_count(text):
+    """A trace quotes the problem in parts as it thinks; each part alone is short, and together they are the test item."""
+    decontaminator = Decontaminator({"box": [MARBLES]})
+    drop = decontaminator.check("What?", f"<think>It rains.\n{text}\nSo let us see.</think>4")
+    assert drop is not None
+    assert drop.reason.startswith("the trace holds")
+    assert "red mar" in drop.evidence
+    for number, other in (("14 red", "15 red"), ("gives 9", "gives 8"), ("owns 31", "owns 30")):
+        assert decontaminator.check(text.replace(number, other), f"<think>{text.replace(number, other)}</think>") is None
+
+
+def test_boards_and_languages_without_blanks_are_told_apart():
+    """Empty cells, emoji and Chinese letters are what such problems consist of; without them all boards would be one."""
+    boards = [
+        "Place the queens on this board so that none attacks another:\n" + rows
+        for rows in ("_ Q _ _\n_ _ _ _", "_ _ _ _\n_ _ Q _")
+    ]
+    assert Decontaminator(boards[:1]).check(boards[0], "") is not None
+    assert Decontaminator(boards[:1]).check(boards[1], "") is None
+    grids = [
+        "Find the pattern of this grid and fill in what is missing:\n" + rows
+        for rows in ("❌✅❌❔\n❌❌✅❌", "✅❌❌❔\n✅❌❌❌")
+    ]
+    assert Decontaminator(grids[:1]).check(grids[0].replace("\n", " "), "") is not None
+    assert Decontaminator(grids[:1]).check(grids[1], "") is None
+    chinese = "小明有12个苹果，小红比小明多5个。请问两人一共有多少个苹果？"
+    decontaminator = Decontaminator([chinese])
+    assert decontaminator.check("?", f"<think>题目说：{chinese}我们来算。</think>") is not None
+    assert decontaminator.check(chinese.replace("12", "13"), "") is None
+    sudoku = "530070000600195000098000060800060003400803001700020006060000280000419005000080079"
+    assert Decontaminator([sudoku]).check("?", f"<think>The grid is {sudoku} so the first row</think>") is not None
+    assert Decontaminator([sudoku]).check(f"Solve {sudoku.replace('53', '54', 1)} now", "") is None
+
+
+def test_typography_of_other_tools_is_no_other_text():
+    """Copies come out of HTML, Markdown, chat logs and other LaTeX dialects."""
+    item = r"Let $x \le 12$ and $\frac{\sqrt{x}}{5} < 3$. How many whole numbers x > 1 are there in all such cases?"
+    decontaminator = Decontaminator([item])
+    for text in (
+        item.replace("<", "&lt;").replace(">", "&gt;"),
+        item.replace(" ", " \u200b"),
+        re.sub(r"\$([^$]+)\$", r"\\(\1\\)", item).replace(r"\le", r"\leq").replace(r"\frac", r"\dfrac"),
+        "> " + item,
+        item.replace(" ", "\r\n"),
+    ):
+        assert decontaminator.check(text, "").reason == "the prompt holds a test problem", text

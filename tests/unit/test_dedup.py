@@ -152,3 +152,20 @@ def test_clusters_name_the_one_that_stays_in_the_end():
     ]
     found = clusters(chain)
     assert [(cluster.kept, [dup.key for dup in cluster.duplicates]) for cluster in found] == [("a", ["b", "c"]), ("x", ["y"])]
+
+
+def test_problems_of_one_template_with_other_words_are_no_duplicates():
+    """Puzzles whose few own words stand in a long text are nearly all the same text; each is a problem all the same."""
+    text = (
+        "Two strings are isomorphic if the letters of one can be replaced to get the other one. All occurrences of a letter must "
+        "be replaced by another letter while the order stays. No two letters may become the same letter. Say true or false: {} {}"
+    )
+    draw = random.Random(0)
+    words = ["".join(draw.choice("abcdefgh") for _ in range(4)) for _ in range(60)]
+    puzzles = [problem(text.format(one, other)) for one, other in zip(words[::2], words[1::2])]
+    assert near_duplicate_problems(puzzles) == []
+    story = (
+        "A farmer walks to the market with many hens and sells some of them before noon. Does the farmer {} any of them home?"
+    )
+    (found,) = near_duplicate_problems([*puzzles, problem(story.format("carry")), problem(story.format("bring"))])
+    assert found.kept_as == problem(story.format("carry")).id

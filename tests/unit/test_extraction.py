@@ -6,7 +6,7 @@ from stillhouse.pipeline.extraction import (
     ParsedCompletion,
     boxed_answer,
     fenced_block,
-    graded_answer,
+    graded_answer_of,
     split_reasoning,
     strict_answer,
     strict_answer_of,
@@ -97,7 +97,15 @@ def test_prefilled_think_tag_is_seen_at_the_prompts_end_only():
 )
 def test_a_score_counts_a_direct_answer_and_no_unfinished_thought(completion, answer):
     """The base, which never thinks, is measured by its answers; a student that never stops thinking gets nothing."""
-    assert graded_answer(completion) == answer
+    assert graded_answer_of("math", completion) == answer
+
+
+def test_a_score_reads_each_kind_as_it_is_written():
+    """Students of code and JSON problems would be graded 0: their answers stand in no box."""
+    for program in ("```python\nprint(1)\n```", "<think>a</think>\n```python\nprint(1)\n```"):
+        assert graded_answer_of("code", program) == "print(1)\n"
+    assert graded_answer_of("code", "<think>so\n```python\nprint(1)\n```") is None
+    assert graded_answer_of("json", "```json\n[1]\n```") == graded_answer_of("json", "a</think>```json\n[1]\n```") == "[1]"
 
 
 @pytest.mark.parametrize(
@@ -121,6 +129,8 @@ def test_each_kind_finds_its_answer_where_it_is_written():
     json_block = "<think>```json\n[0]\n```</think>```json\n[1]\n```"
     assert strict_answer_of("json", json_block) == "[1]"
     assert strict_answer_of("json", "<think>a</think>\\boxed{[2]}") == "[2]"
+    assert strict_answer_of("json", '<think>a</think>\n{"x": [2]}\n') == '{"x": [2]}'
+    assert strict_answer_of("json", "<think>a</think>so [2]") is None
     assert strict_answer_of("json", "```json\n[1]\n```") is None
     assert strict_answer_of("code", "<think>a</think>\n```python\nprint(1)\n```") == "print(1)\n"
     assert strict_answer_of("code", "```python\nprint(1)\n```") is None

@@ -8,8 +8,9 @@ import pytest
 from stillhouse.pipeline.errors import RecipeError
 from stillhouse.pipeline.filters.content import Contradiction, Refusal, SystemPromptLeak
 from stillhouse.pipeline.filters.format import AnswerPresent, ControlTokens, Finished, Length, ThinkBlock
-from stillhouse.pipeline.filters.judging import filter_rates, judge_batch
+from stillhouse.pipeline.filters.judging import judge_batch
 from stillhouse.pipeline.filters.language import Language
+from stillhouse.pipeline.filters.rates import filter_rates
 from stillhouse.pipeline.filters.repetition import Repetition
 from stillhouse.pipeline.filters.settings import FilterSetting, default_filters, make_filter, with_percentiles
 from stillhouse.pipeline.records import Problem, Trace

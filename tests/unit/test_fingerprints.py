@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from stillhouse.jobs.filtering import filter_stage
 from stillhouse.jobs.progress import LineReporter
 from stillhouse.jobs.recipe import load_recipe
 from stillhouse.jobs.run_state import RunState
-from stillhouse.jobs.stages import (
-    evaluate_stages,
-    examples_stage,
-    problems_stage,
-    quantize_stage,
-    train_stage,
-)
-from stillhouse.jobs.traces import traces_stage
+from stillhouse.jobs.runner import STAGES
 from stillhouse.pipeline.store import RunStore, StageManifest, fingerprint
-
-WALK = (problems_stage, traces_stage, filter_stage, examples_stage, train_stage, quantize_stage, evaluate_stages)
 
 
 class Fingerprints(RunState):
@@ -32,7 +22,7 @@ class Fingerprints(RunState):
 
 def fingerprints(folder, *overrides):
     with Fingerprints(load_recipe("demo", overrides), RunStore(folder), LineReporter(quiet=True)) as run:
-        for stage in WALK:
+        for stage in STAGES:
             stage(run)
         return {name: manifest.fingerprint for name, manifest in run.manifests.items()}
 
@@ -93,6 +83,39 @@ def test_what_decides_an_output_is_in_its_fingerprint(tmp_path, stage, before, a
 def test_what_decides_no_output_is_in_no_fingerprint(tmp_path, change):
     """Otherwise a changed batch size or threshold costs the whole run again."""
     assert fingerprints(tmp_path) == fingerprints(tmp_path, change)
+
+
+BAND = "select.student_band=[0, 0.5]"
+
+
+@pytest.mark.parametrize(
+    ("change", "asked_again"),
+    [
+        ("select.student_samples=8", True),
+        ("select.student_temperature=0.7", True),
+        ("gate.max_new_tokens=100", True),
+        ("student.base_model=some/model", True),
+        ("student.dtype=bfloat16", True),
+        ("select.student_band=[0, 0.75]", False),
+        ("select.max_examples=5", False),
+        ("teacher.samples_per_problem=3", False),
+        ("student.lora.rank=16", False),
+        ("gate.batch_size=3", False),
+    ],
+)
+def test_the_base_is_asked_again_only_where_its_answers_would_be_others(tmp_path, change, asked_again):
+    """Each try of a band would cost an evaluation, or a band would go by the answers of another base."""
+    old, new = fingerprints(tmp_path, BAND), fingerprints(tmp_path, BAND, change)
+    assert (old["probe"] != new["probe"]) is asked_again
+    if asked_again:
+        assert old["filter"] != new["filter"]
+
+
+def test_without_a_band_the_base_is_not_asked(tmp_path):
+    """A setting of the probe would filter and train again where nothing is probed."""
+    old = fingerprints(tmp_path)
+    assert "probe" not in old
+    assert old == fingerprints(tmp_path, "select.student_samples=8", "select.student_temperature=0.7")
 
 
 def test_a_problem_file_counts_by_its_content_and_not_by_its_folder(tmp_path):

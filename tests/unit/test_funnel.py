@@ -2,6 +2,7 @@
 
 import pickle
 import random
+from collections import Counter
 
 import pytest
 
@@ -13,6 +14,8 @@ from stillhouse.pipeline.records import Problem, Trace, Verdict, content_key, fr
 
 TRAIN = reasoning_gym_problems("chain_sum", split="train", size=6, seed=1, options={"min_digits": 2})
 TEST = reasoning_gym_problems("chain_sum", split="test", size=6, seed=500, options={"min_digits": 2})
+
+FILTERS = default_filters(min_tokens=5, max_tokens=100)
 
 
 def make_trace(problem, index, completion, *, tokens=40, finish_reason="stop"):
@@ -75,10 +78,11 @@ def test_everything_that_goes_in_is_accounted_for():
     assert dropped | selected == {t.key for t in traces}
     assert sum(row.num_dropped for row in result.funnel) == len(dropped)
     verified = [v for v in result.verdicts if v.check == "verify_reasoning_gym"]
-    assert len(verified) == 36
+    assert len(verified) == 48, "what a filter dropped is verified too, so that the filter's cost is known"
+    assert [v.shadow for v in verified].count(False) == 36
     assert {v.outcome for v in verified} == {"correct", "wrong"}
     assert {v.outcome for v in result.verdicts if v.check != "verify_reasoning_gym"} == {""}
-    assert not any(v.shadow and v.check != "near_dedup" for v in result.verdicts)
+    assert not any(v.shadow and v.check not in ("near_dedup", "verify_reasoning_gym") for v in result.verdicts)
     assert from_table(Verdict, to_table(Verdict, result.verdicts)) == result.verdicts
 
 
@@ -177,6 +181,42 @@ def test_a_named_evaluation_set_is_kept_out_under_its_name():
     """Whoever reads the report wants to know which benchmark leaked, not that one did."""
     result = run(all_kinds_of_traces(), test_problems=[], evaluation_sets={"sums-500": [TEST[0].prompt]})
     assert FunnelRow("decontamination", "the trace holds an item of sums-500", 24, 6) in result.funnel
+
+
+def test_contamination_can_be_watched_like_anything_else():
+    """A decontamination that takes too much could not be tried out before it costs traces."""
+    watched, dropped, off = (run(all_kinds_of_traces(), decontaminate=mode) for mode in ("shadow", "drop", "off"))
+    found = {v.trace_key for v in dropped.verdicts if v.check == "decontamination"}
+    assert found == {v.trace_key for v in watched.verdicts if v.check == "decontamination" and v.shadow}
+    assert not [v for v in off.verdicts if v.check == "decontamination"]
+    assert len(found) == 6
+    assert [row for row in watched.funnel if row.stage == "decontamination"] == [
+        FunnelRow("decontamination", "", watched.funnel[-1].num_in, 0)
+    ]
+
+
+def test_each_check_of_the_whole_run_says_what_it_did_and_all_traces_are_counted_once():
+    """The report would show filters and say nothing of duplicates and contamination, or count traces that are not there."""
+    settled = settle(
+        [survey_batch({p.id: p for p in TRAIN}, all_kinds_of_traces(), FILTERS, Decontaminator({"": [TEST[0].prompt]}))],
+        prompt_dedup="off",
+        selection={"per_problem": 2, "seed": 0},
+    )
+    assert [(rate.name, rate.mode, rate.num_in, rate.num_against) for rate in settled.rates] == [
+        ("exact_dedup", "drop", 30, 6),
+        ("near_dedup", "shadow", 24, 0),
+        ("decontamination", "drop", 24, 6),
+    ]
+    fates = Counter()
+    for entry, count in settled.tally.items():
+        fates[entry.fate, entry.outcome] += count
+    assert fates == {
+        ("kept", "correct"): 12,
+        ("not chosen", "correct"): 18,
+        ("not right", "wrong"): 6,
+        ("filtered", "wrong"): 6,
+        ("filtered", "correct"): 6,
+    }
 
 
 def test_a_trace_of_an_unknown_problem_is_refused():

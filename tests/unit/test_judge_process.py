@@ -129,3 +129,16 @@ def test_a_worker_that_cannot_load_what_it_needs_says_so():
     message = {"op": "reasoning_gym", "what": "reasoning_gym", "task": "no_such_task", "options": {}}
     with pytest.raises(StillhouseError, match=r"cannot start.*no_such_task"):
         judge_process.ask({**message, "entry": {}, "answer": "1", "must_be_plain": False}, 5)
+
+
+def test_a_verifier_beside_the_recipe_is_found_and_shadows_nothing(tmp_path, monkeypatch):
+    """A user keeps the verifier in the working folder; a file there called json.py must not become everybody's json."""
+    (tmp_path / "beside_the_recipe.py").write_text("def same(answer, gold, entry):\n    return answer == gold\n")
+    (tmp_path / "json.py").write_text("raise RuntimeError('not the json that is meant')\n")
+    monkeypatch.chdir(tmp_path)
+    judge_process.close_workers()
+    problem = Problem("?", "7", "python:beside_the_recipe:same", "test", "train")
+    assert [verify(problem, answer).outcome for answer in ("7", "8")] == ["correct", "wrong"]
+    judge_process.close_workers()
+    with pytest.raises(StillhouseError, match=rf"'beside_it:same' has to name a function .* {tmp_path}"):
+        verify(Problem("?", "7", "python:beside_it:same", "test", "train"), "7")

@@ -1,7 +1,8 @@
 """Other people's tables of gold, prediction and verdict, judged with lenient extraction.
 
 ``tests/conformance/`` holds the tables as they stand in the tests of Math-Verify, lighteval and NeMo-Skills, each row with the
-test it comes from. Rows that are left out stand in ``left_out.jsonl``, each with its reason.
+test it comes from. Rows that are left out stand in ``left_out.jsonl``, each with its reason. Beside them two tables of our own:
+``writings.jsonl`` (one value in many notations, and what only looks like it) and ``completions.jsonl`` (whole completions).
 """
 
 import json
@@ -76,3 +77,24 @@ def test_few_rows_are_left_out_and_each_says_why():
         assert len(row["reason"]) > 20
     for table, all_ids in ids.items():
         assert sum(left[0] == table for left in LEFT_OUT) <= 0.05 * len(all_ids)
+
+
+def test_the_same_value_in_another_writing_and_another_value_in_the_same():
+    """A right answer in a notation that the other tables lack would be thrown away, or its look-alike be learnt."""
+    table = rows("writings")
+    judged = judge_rows(
+        "math", [{"gold": row["gold"], "pred": f"<think></think>So \\boxed{{{row['pred']}}}."} for row in table]
+    )
+    wrong = [(row, said) for row, said in zip(table, judged) if (said["verdict"] == "correct") != bool(row["expected"])]
+    assert len(table) > 900
+    assert wrong == []
+
+
+@pytest.mark.parametrize("extract", ["strict", "lenient"])
+def test_the_answer_is_found_in_whole_completions(extract):
+    """A box in the think block, a second box, a fence or a "final answer" line, misread, turns the verdict."""
+    table = rows("completions")
+    judged = judge_rows("math", table, extract=extract)
+    wrong = [(row, said) for row, said in zip(table, judged) if (said["verdict"] == "correct") != bool(row[extract])]
+    assert len(table) > 90
+    assert wrong == []

@@ -47,6 +47,40 @@ def problem(kind, gold, entry=None):
         ("five", "5", {}, "undecided"),
         ("5", "5", {"rel_tol": "a bit"}, "undecided"),
         ("5", "5", {"abs_tol": -1}, "undecided"),
+        ("5", "5", {"rel_tol": "nan"}, "undecided"),
+        ("1.8 m³", "1.8", {}, "correct"),
+        ("1.8 m^3", "1800", {}, "wrong"),  # a bare number is in the gold's unit
+        ("1.8 m^3", "1,800 L", {}, "correct"),
+        ("36 km/h", r"10\ \mathrm{m\,s^{-1}}", {}, "correct"),
+        ("36 km/h", "10 m·s⁻¹", {}, "correct"),
+        ("36 km/h", r"10 \frac{\text{m}}{\text{s}}", {}, "correct"),
+        ("20 °C", "293.15 K", {}, "correct"),
+        ("20 °C", "68 °F", {}, "correct"),
+        ("20 °C", "20 K", {}, "wrong"),
+        ("20", r"20^\circ\text{C}", {"unit": "°C"}, "correct"),
+        ("20", "20 celsius", {"unit": "K"}, "wrong"),
+        ("20 °C", "20.1 °C", {"abs_tol": 0.2}, "correct"),
+        ("3e8 m/s", r"3 \times 10^{8}\ \text{m/s}", {}, "correct"),
+        ("3e8", "300,000 km/s", {"unit": "m/s"}, "correct"),
+        ("3e8", "65.23", {}, "wrong"),  # e is no factor here
+        ("6.022e23", "6.022 x 10^23", {}, "correct"),
+        ("1.6e-19", r"1.6\times10^{-19}\,\mathrm{C}", {"unit": "C"}, "correct"),
+        ("1e6", "1 million", {}, "correct"),
+        ("1.5", "1,5", {}, "correct"),
+        ("1234.5", "1.234,5", {}, "correct"),
+        ("1.234", "1,234", {}, "wrong"),
+        ("1.5 hours", "1 hour 30 minutes", {}, "correct"),
+        ("10 kΩ", "10000 ohms", {}, "correct"),
+        ("10 μF", "1e-5 F", {}, "correct"),
+        ("5 J/(kg·K)", "5 J kg^-1 K^-1", {}, "correct"),
+        ("5 m", "5 M", {}, "wrong"),
+        ("45°", r"\pi/4 rad", {}, "correct"),
+        ("25%", "25 percent", {}, "correct"),
+        ("€5", "$5", {}, "wrong"),
+        ("$1,234.50", "1234.5 dollars", {}, "correct"),
+        ("5", r"\approx 5", {}, "correct"),
+        ("5", "x = 5", {}, "correct"),
+        ("5", "(5, 6)", {}, "wrong"),
     ],
 )
 def test_numbers_with_tolerance_and_unit(gold, answer, entry, outcome):
@@ -57,7 +91,9 @@ def test_numbers_with_tolerance_and_unit(gold, answer, entry, outcome):
 @pytest.mark.parametrize(
     ("left", "right", "factor"),
     [("km", "m", 1000), ("kWh", "J", 3_600_000), ("cm^2", "mm^2", 100), ("miles per hour", "m/s", 0.44704),
-     ("N", "kg m/s^2", 1), ("square meters", "m^2", 1), ("ml", "cc", 1), ("dollars", "cents", 100), ("weeks", "days", 7)],
+     ("N", "kg m/s^2", 1), ("square meters", "m^2", 1), ("ml", "cc", 1), ("dollars", "cents", 100), ("weeks", "days", 7),
+     ("μm", "m", 1e-6), ("kJ/(mol K)", "J/mol/K", 1000), ("mg/dL", "g/m^3", 10),
+     ("M", "mol/L", 1), ("rad", "degrees", 57.29577951308232)],
 )  # fmt: skip
 def test_units_convert_exactly(left, right, factor):
     """A wrong factor turns every answer in that unit into a wrong one."""
@@ -84,6 +120,8 @@ SCHEMA = {"type": "object", "properties": {"age": {"type": "integer", "minimum":
         ('{"age": 3}', '{"age": "4"}', {"schema": SCHEMA, "equal": False}, "wrong"),
         ('{"age": 3}', '{"age": 3}', {"schema": {"type": "no such type"}}, "undecided"),
         ("not JSON", "1", {}, "undecided"),
+        ('{"age": 3}', '{"age": 4}', {"schema": json.dumps(SCHEMA), "equal": False}, "correct"),
+        ('{"age": 3}', '{"age": 4}', {"schema": "{", "equal": False}, "undecided"),
         ("[]", "[" * 3000, {}, "wrong"),
     ],
 )
@@ -99,11 +137,50 @@ def test_json_by_schema_and_value(gold, answer, entry, outcome):
         (r"\d{4}-\d{2}-\d{2}", "on 2024-02-29", {}, "wrong"),
         ("2024-02-29", "1999-01-01", {"pattern": r"\d{4}-\d{2}-\d{2}"}, "correct"),
         ("(", "(", {}, "undecided"),
+        ("", "a", {}, "undecided"),
+        ("a", "a", {"pattern": 5}, "undecided"),
     ],
 )
 def test_regular_expressions_match_the_whole_answer(gold, answer, entry, outcome):
     """A pattern that were searched for would be found in a list of guesses."""
     assert verify(problem("regex", gold, entry), answer).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "outcome"),
+    [
+        ("B", r"\textbf{(B)}\ 5", "correct"),
+        ("B", "B) Paris", "correct"),
+        ("B", "Option B", "correct"),
+        ("B", "**B**", "correct"),
+        ("(B) Paris", "B", "correct"),
+        ("(B) Paris", "paris", "correct"),
+        ("(B) Paris", "Rome", "wrong"),
+        ("B", "C) B", "wrong"),
+        ("B", "A or B", "wrong"),
+        ("A", "A dog", "wrong"),
+        ("Paris", "Paris", "undecided"),
+    ],
+)
+def test_an_option_is_its_letter(gold, answer, outcome):
+    """A model that repeats the option's text beside its letter would be marked down for it."""
+    assert verify(problem("choice", gold), answer).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "outcome"),
+    [
+        ("New York", "New  York", "correct"),
+        ("New York", r"\text{New York}", "correct"),
+        ("café", "cafe\u0301", "correct"),
+        ("New York", "new york", "wrong"),
+        ("10³", "103", "wrong"),
+        ("5", "5.0", "wrong"),
+    ],
+)
+def test_exact_text_differs_in_typing_only(gold, answer, outcome):
+    """Text that is judged by more or less than its letters is not exact."""
+    assert verify(problem("exact", gold), answer).outcome == outcome
 
 
 def test_a_pattern_that_never_ends_is_undecided():

@@ -101,6 +101,23 @@ def test_training_tokens_follow_steps_or_epochs():
     assert stage(planned, "train").num_tokens == 2 * stage(planned, "examples").num_tokens
 
 
+def test_asking_the_base_student_is_planned_where_a_band_wants_it():
+    """A band would cost as much as several evaluations, and the plan would not say so; or cost where there is none."""
+    without = plan(load_recipe("demo"))
+    assert "probe" not in [stage.name for stage in without.stages]
+    planned = plan(load_recipe("demo", ["select.student_band=[0, 0.75]", "select.student_samples=8"]))
+    names = [stage.name for stage in planned.stages]
+    assert names[names.index("traces") : names.index("filter")] == ["traces", "probe"]
+    probe, validate = stage(planned, "probe"), stage(planned, "validate")
+    assert probe.num_items == 1800 * 8
+    assert probe.num_tokens / probe.num_items == validate.num_tokens / validate.num_items == 192 // 4
+    # 225 full batches of 64 beside 4 models of 6 batches, the last of them smaller.
+    assert probe.wall_hours / validate.wall_hours == pytest.approx(225 / 24, rel=0.1)
+    assert planned.wall_hours == pytest.approx(without.wall_hours + probe.wall_hours)
+    assert "1,800 training problems, 8 samples each" in render_text(planned)
+    assert any("bands of pass rates keep every problem" in line for line in planned.assumptions)
+
+
 def test_local_files_are_counted(tmp_path):
     """A plan for one's own problems would be about a guessed number of them."""
     jsonl, parquet = tmp_path / "a.jsonl", tmp_path / "b.parquet"

@@ -8,7 +8,7 @@ import pytest
 
 from stillhouse.pipeline.errors import RecipeError
 from stillhouse.pipeline.problems import dataset_problems, disjoint, local_problems, reasoning_gym_problems
-from stillhouse.pipeline.records import Problem
+from stillhouse.pipeline.records import Problem, from_table, to_table
 from stillhouse.pipeline.verification import verify
 
 
@@ -46,7 +46,8 @@ def test_options_reach_the_generator_and_the_scorer():
         ("chain_sum", 5, {"min_terms": 9, "max_terms": 3}, "max_terms must be >= min_terms"),
         ("chain_sum", 0, {}, "size must be at least 1"),
         ("chain_sum", 5, {"seed": 1}, "no option 'seed'"),
-        ("graph_color", 1, {}, "no gold answer"),
+        ("composite", 1, {"datasets": [{"task": "chain_sum"}]}, "takes name, weight and config, not 'task'"),
+        ("composite", 1, {}, "needs the option datasets, a list"),
     ],
 )
 def test_a_wrong_task_is_refused_in_words(task, size, options, said):
@@ -120,7 +121,7 @@ def test_a_file_that_cannot_be_read_is_a_recipe_error(tmp_path):
         local_problems(tmp_path / "nowhere.jsonl", split="train")
     assert isinstance(caught.value.__cause__, FileNotFoundError)
     (tmp_path / "p.csv").write_text("prompt,answer\n")
-    with pytest.raises(RecipeError, match=r"\.jsonl and \.parquet"):
+    with pytest.raises(RecipeError, match=r"ends in \.jsonl or \.parquet"):
         local_problems(tmp_path / "p.csv", split="train")
     (tmp_path / "p.parquet").write_bytes(b"not parquet at all")
     with pytest.raises(RecipeError, match=r"not a readable Parquet file"):
@@ -158,7 +159,7 @@ def test_a_dataset_in_a_local_folder_is_loaded(tmp_path, monkeypatch):
 def test_a_dataset_that_is_not_there_keeps_its_cause(tmp_path):
     """The loader's own words stay attached for whoever has to find out why."""
     name = str(tmp_path / "nothing")
-    with pytest.raises(RecipeError, match="cannot load the data set") as caught:
+    with pytest.raises(RecipeError, match="cannot read problems from the data set") as caught:
         dataset_problems(name, subset="main", dataset_split="train", limit=None, **DATASET_FIELDS)
     assert caught.value.__cause__ is not None
 
@@ -187,3 +188,26 @@ def test_the_answer_can_stand_behind_a_marker(tmp_path):
     path.write_text(json.dumps({"question": "How many?", "answer": "72"}) + "\n")
     with pytest.raises(RecipeError, match=r"row 1.*'#### '"):
         local_problems(str(path), **fields)
+
+
+def test_topics_come_from_a_named_column_or_from_one_called_topic(tmp_path):
+    """The selection could not share out over topics, or a misspelt column would give every problem the same one."""
+    rows = [{**GOOD, "topic": " litres "}, {"prompt": "b?", "answer": "1", "area": 7}, {**GOOD, "area": None, "topic": ["x"]}]
+    path = write_jsonl(tmp_path / "p.jsonl", *rows)
+    assert [p.topic for p in local_problems(path, split="train")] == ["litres", "", ""]
+    path = write_jsonl(tmp_path / "p.jsonl", *rows[1:])
+    assert [p.topic for p in local_problems(path, split="train", topic_field="area")] == ["7", ""]
+    path = write_jsonl(tmp_path / "p.jsonl", rows[1], GOOD)
+    with pytest.raises(RecipeError, match="row 2: field 'area' is missing; the row has prompt, answer"):
+        local_problems(path, split="train", topic_field="area")
+    path = write_jsonl(tmp_path / "p.jsonl", rows[2])
+    with pytest.raises(RecipeError, match="row 1: field 'topic' holds a list, not text"):
+        local_problems(path, split="train", topic_field="topic")
+
+
+def test_a_topic_changes_no_key_and_old_problems_have_none():
+    """Traces that were paid for would be lost when somebody sorts the problems into topics."""
+    plain, sorted_in = (Problem("1+1?", "2", "math", "mine", "train", topic=topic) for topic in ("", "sums"))
+    assert plain.id == sorted_in.id
+    assert from_table(Problem, to_table(Problem, [sorted_in])) == [sorted_in]
+    assert from_table(Problem, to_table(Problem, [sorted_in]).drop_columns("topic")) == [plain]

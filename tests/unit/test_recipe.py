@@ -49,7 +49,7 @@ def test_shipped_recipes_load(name):
 
 def test_shipped_recipes_are_the_documented_ones():
     """A recipe named in the README would not be there."""
-    assert set(shipped_recipes()) == {"demo", "r1-qwen2.5-1.5b", "r1-distill-32b-llama-3.2-3b", "qwq-qwen2.5-7b"}
+    assert set(shipped_recipes()) == {"demo", "pumps", "r1-qwen2.5-1.5b", "r1-distill-32b-llama-3.2-3b", "qwq-qwen2.5-7b"}
 
 
 @pytest.mark.parametrize("name", ["r1-qwen2.5-1.5b", "r1-distill-32b-llama-3.2-3b", "qwq-qwen2.5-7b"])
@@ -205,6 +205,8 @@ def test_unknown_keys_name_the_path_and_the_nearest_key(minimal, override, expec
     [
         ("train.num_steps=ten", "train.num_steps: expected a whole number, got 'ten'"),
         ("train.num_steps=true", "train.num_steps: expected a whole number, got true"),
+        ("select.student_band=[0, 1.5]", "select.student_band.1: expected a number of at most 1, got 1.5"),
+        ("select.student_band=[0.5]", "select.student_band"),
         ("train.num_steps=1.5", "train.num_steps: expected a whole number, got 1.5"),
         ("train.num_steps=0", "train.num_steps: expected a number of at least 1, got 0"),
         ("train.learning_rate=", "train.learning_rate: expected a number, got nothing"),
@@ -235,6 +237,10 @@ def test_wrong_values_name_path_expectation_and_value(minimal, override, expecte
         ("train.epochs=2", "train needs exactly one of num_steps and epochs; got both; set one of them to null"),
         ("train.num_steps=null", "train needs exactly one of num_steps and epochs; got neither"),
         ("select.per_problem=2", "select.per_problem=2 asks for more than teacher.samples_per_problem=1 draws"),
+        ("select.student_band=[0.75, 0.5]", "select student_band=[0.75, 0.5] keeps nothing: the lowest share is above"),
+        ("select.teacher_band=[1, 0]", "select teacher_band=[1.0, 0.0] keeps nothing"),
+        ("select.student_band=[0.3, 0.4]", "select student_band=[0.3, 0.4] keeps nothing: no share of 4 answers lies in it"),
+        ("select={student_band: [0, 0.5], student_temperature: 0.0}", "student_temperature=0 gives the same answer 4 times"),
         ("filters={min_tokens: 9, max_tokens: 8}", "filters keeps nothing: max_tokens=8 is below min_tokens=9"),
         ("problems.train=[]", "problems.train: expected a list with at least one item, got a list of 0"),
         ("train.tokens_per_step=100", "max_length=32768 does not fit tokens_per_step=100"),

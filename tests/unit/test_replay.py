@@ -9,12 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from stillhouse.jobs.replaying import REPLAYED_FILES
 from stillhouse.pipeline.errors import RecipeError
 from stillhouse.pipeline.filters.judging import judge_batch
 from stillhouse.pipeline.filters.settings import default_filters
 from stillhouse.pipeline.records import Trace, from_table, to_table
+from stillhouse.pipeline.row_files import rows_of_dataset, rows_of_file
 from stillhouse.teachers.replay import ReplayCounts, replay_rows, to_problem_and_trace
-from stillhouse.teachers.replay_files import rows_of_dataset, rows_of_file
 
 OPEN_R1 = pa.schema(
     [
@@ -72,10 +73,14 @@ def replayed(layout, rows, **changes):
     return list(replay_rows(layout, rows, **arguments)), counts
 
 
+def rows_of(path: Path) -> list[dict]:
+    return [row for _, row in rows_of_file(str(path), what="traces", endings=REPLAYED_FILES)]
+
+
 def test_open_r1_gives_a_trace_a_generation_with_its_provenance(tmp_path):
     """If it failed, 220,000 paid problems could not be used, or nobody could say where a training row came from."""
     path = write_open_r1(tmp_path / "train.parquet", open_r1_row())
-    found, counts = replayed("open_r1", rows_of_file(str(path)))
+    found, counts = replayed("open_r1", rows_of(path))
     assert [trace.origin for trace in found] == [f"open-r1/OpenR1-Math-220k@abc#u-1/{index}" for index in range(3)]
     assert [trace.finish_reason for trace in found] == ["stop", "stop", "length"]
     assert {trace.teacher for trace in found} == {"deepseek-ai/DeepSeek-R1"}
@@ -88,7 +93,7 @@ def test_open_r1_gives_a_trace_a_generation_with_its_provenance(tmp_path):
 def test_the_run_judges_for_itself_what_a_data_set_calls_correct(tmp_path):
     """If it failed, a wrong answer that a data set marked as right would be trained on."""
     path = write_open_r1(tmp_path / "train.parquet", open_r1_row())
-    pairs = [to_problem_and_trace(trace) for trace in replayed("open_r1", rows_of_file(str(path)))[0]]
+    pairs = [to_problem_and_trace(trace) for trace in replayed("open_r1", rows_of(path))[0]]
     assert len({problem.id for problem, _ in pairs}) == 1
     by_id = {problem.id: problem for problem, _ in pairs}
     verdicts = judge_batch(by_id, [trace for _, trace in pairs], default_filters(min_tokens=1, max_tokens=100))
@@ -102,7 +107,7 @@ def test_the_run_judges_for_itself_what_a_data_set_calls_correct(tmp_path):
 def test_a_replayed_trace_is_stored_like_any_other_and_says_what_is_not_known(tmp_path):
     """If it failed, replayed traces would be lost in the store, counted twice, or pass estimates off as measured."""
     path = write_open_r1(tmp_path / "train.parquet", open_r1_row())
-    first, again = ([to_problem_and_trace(t)[1] for t in replayed("open_r1", rows_of_file(str(path)))[0]] for _ in range(2))
+    first, again = ([to_problem_and_trace(t)[1] for t in replayed("open_r1", rows_of(path))[0]] for _ in range(2))
     assert first == again
     assert len({trace.key for trace in first}) == 3
     assert from_table(Trace, to_table(Trace, first)) == first
@@ -112,7 +117,7 @@ def test_a_replayed_trace_is_stored_like_any_other_and_says_what_is_not_known(tm
     assert not trace.usage_counted
     assert trace.num_completion_tokens == -(-len(trace.completion) // 4)
     assert (trace.temperature, trace.top_p, trace.max_new_tokens) == (0, 0, 0)
-    elsewhere = replayed("open_r1", rows_of_file(str(path)), revision="def")[0]
+    elsewhere = replayed("open_r1", rows_of(path), revision="def")[0]
     assert to_problem_and_trace(elsewhere[0])[1].key != trace.key
 
 
@@ -121,8 +126,9 @@ def test_the_same_rows_come_from_a_file_and_from_datasets(tmp_path):
     path = write_open_r1(
         tmp_path / "train.parquet", open_r1_row(), open_r1_row(uuid="u-2", finish_reasons=["stop", "length", None])
     )
-    streamed = rows_of_dataset(str(tmp_path), subset=None, split="train", revision=None)
-    from_file, from_stream = replayed("open_r1", rows_of_file(str(path)))[0], replayed("open_r1", streamed)[0]
+    stream = rows_of_dataset(str(tmp_path), what="traces", subset=None, split="train", revision=None, streaming=True)
+    from_stream, _ = replayed("open_r1", [row for _, row in stream])
+    from_file, _ = replayed("open_r1", rows_of(path))
     assert from_stream == from_file
     assert [trace.finish_reason for trace in from_stream[3:]] == ["stop", "length", "length"]
 
@@ -136,7 +142,7 @@ def test_what_cannot_be_used_is_counted_with_its_reason(tmp_path):
         open_r1_row(uuid="c", problem=" "),
         open_r1_row(uuid="d", generations=["", "<think>\nHm.\n</think>\n\n$\\boxed{42}$"], is_reasoning_complete=None),
     )
-    found, counts = replayed("open_r1", rows_of_file(str(path)))
+    found, counts = replayed("open_r1", rows_of(path))
     assert counts.unusable == {"no generations": 1, "no prompt": 3, "no completion": 1}
     assert (counts.num_rows, counts.num_traces, counts.num_without_gold) == (4, 4, 3)
     assert [trace.answer for trace in found] == ["", "", "", "42"]
@@ -147,7 +153,7 @@ def test_what_cannot_be_used_is_counted_with_its_reason(tmp_path):
 def test_reasoning_that_a_data_set_calls_incomplete_is_not_finished(tmp_path):
     """If it failed, a completion that OpenR1 marks as cut off would be trained on where its tags happen to be closed."""
     path = write_open_r1(tmp_path / "train.parquet", open_r1_row(is_reasoning_complete=[True, False, None]))
-    found, _ = replayed("open_r1", rows_of_file(str(path)))
+    found, _ = replayed("open_r1", rows_of(path))
     assert [trace.finish_reason for trace in found] == ["stop", "length", "length"]
 
 
@@ -246,7 +252,7 @@ def test_plain_rows_say_what_they_know(tmp_path):
     ]
     path = tmp_path / "mine.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows).replace("42.0", "42.00") + "\n\n")
-    found, counts = replayed("jsonl", rows_of_file(str(path)), dataset="mine.jsonl", revision="", teacher="acme/thinker")
+    found, counts = replayed("jsonl", rows_of(path), dataset="mine.jsonl", revision="", teacher="acme/thinker")
     assert [trace.answer for trace in found] == ["42", "42.00", "", ""]
     assert [trace.finish_reason for trace in found] == ["stop", "stop", "length", "truncated"]
     assert [trace.teacher for trace in found] == ["me/mine", *["acme/thinker"] * 3]
@@ -260,7 +266,7 @@ def test_a_json_array_is_read_as_sky_t1_ships_it(tmp_path):
     """If it failed, the file that Sky-T1 publishes would have to be converted before it can be replayed."""
     path = tmp_path / "Sky-T1_data_17k.json"
     path.write_text(json.dumps([conversation(MARKED, system=SYSTEM)] * 2))
-    assert len(replayed("sky_t1", rows_of_file(str(path)))[0]) == 2
+    assert len(replayed("sky_t1", rows_of(path))[0]) == 2
 
 
 @pytest.mark.parametrize(
@@ -280,30 +286,3 @@ def test_the_wrong_layout_is_named_before_anything_is_read(layout, row, message)
     """If it failed, a whole data set would be walked and end as "0 traces"."""
     with pytest.raises(RecipeError, match=message):
         replayed(layout, [row])
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("a.csv", "x", "traces are replayed from .jsonl, .json, .parquet files"),
-        ("a.jsonl", '{"prompt": "?"}\n{"prompt": ', "line 2: not JSON"),
-        ("a.jsonl", "[1]", "line 1: expected a JSON object, got list"),
-        ("a.json", '{"prompt": "?"}', "expected one JSON array of objects"),
-        ("a.parquet", "PAR1 or not", "not a readable Parquet file"),
-        ("missing.jsonl", None, "cannot read traces from"),
-    ],
-)
-def test_a_file_that_cannot_be_read_says_where(tmp_path, name, text, message):
-    """If it failed, a torn download would end in a traceback of a library."""
-    path = tmp_path / name
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(RecipeError, match=message):
-        list(rows_of_file(str(path)))
-
-
-def test_a_data_set_that_cannot_be_loaded_says_which(tmp_path):
-    """If it failed, a misspelt split would end in a traceback of a library."""
-    write_open_r1(tmp_path / "train.parquet", open_r1_row())
-    with pytest.raises(RecipeError, match=r"cannot read traces from the data set .*split 'test'"):
-        list(rows_of_dataset(str(tmp_path), subset=None, split="test", revision=None))

@@ -9,6 +9,7 @@ from unittest.mock import ANY
 import pytest
 from pydantic import ValidationError
 
+from stillhouse.pipeline.filters.rates import FilterRate
 from stillhouse.pipeline.report import (
     FunnelStep,
     LossPoint,
@@ -21,7 +22,9 @@ from stillhouse.pipeline.report import (
     summary_table,
     write_report,
 )
-from stillhouse.pipeline.report_page import duration, line_chart, nice_ticks, render_page
+from stillhouse.pipeline.report_page import duration, line_chart, render_page
+from stillhouse.pipeline.report_ticks import nice_ticks
+from stillhouse.pipeline.tally import SourceRate
 from tests.report_example import FAMILIES, MARKUP, make_report
 
 
@@ -57,6 +60,9 @@ def test_report_json_holds_what_programs_look_for(tmp_path):
     }
     assert set(content["results"]["pass_at_1_by_family"]) == set(FAMILIES)
     assert content["results"]["funnel"][3]["num_dropped"] == 402
+    assert content["results"]["filtering"]["filters"][1]["num_against"] == 61
+    assert content["results"]["filtering"]["sources"][0]["num_traces"] == 1196
+    assert content["results"]["verifiers"]["train: " + FAMILIES[0]]["gold_accepted"] == 1200
     assert content["results"]["seconds"]["train"] == 142.9
     assert content["gate"]["checks"][0]["name"] == "integrity"
     assert html_path.name == "report.html"
@@ -177,7 +183,7 @@ def test_markdown_table_survives_pipes_and_markup():
 class Page(HTMLParser):
     """Collects what a page could do: tags, attributes, text by nesting."""
 
-    VOID = frozenset({"meta", "link", "br", "img", "wbr", "line", "circle", "rect", "polyline"})
+    VOID = frozenset({"meta", "link", "br", "img", "wbr", "line", "circle", "polyline"})
 
     def __init__(self, text):
         super().__init__()
@@ -220,6 +226,9 @@ def test_markup_in_a_trace_is_text_on_the_page():
             "seconds": {MARKUP: 1.0},
             "tokens": {MARKUP: 1},
             "behaviour": {MARKUP: report.results.model_dump()["behaviour"]["base"]},
+            "verifiers": {MARKUP: report.results.model_dump()["verifiers"]["test: " + FAMILIES[0]] | {"failures": [MARKUP]}},
+            "filtering": report.results.filtering.model_dump()
+            | {"filters": [FilterRate(MARKUP, "drop", 1, 1)], "sources": [SourceRate(MARKUP, 1, 0, 1, 1, 1)]},
             "funnel": [{"stage": MARKUP, "reason": MARKUP, "num_in": 1, "num_dropped": 0, "num_kept": 1, "unit": MARKUP}],
         },
         gate={
@@ -266,6 +275,12 @@ def test_the_page_shows_every_number_it_is_there_for():
     assert "1,228,800" in text
     assert "3,652 traces were generated in all, of which 64 were lost in flight" in text
     assert "wrong answer: expected -7, found 7" in text
+    for rate in report.results.filtering.filters:
+        assert rate.name.replace("_", " ") in text
+        assert f"{rate.num_in:,}" in text
+    assert "88.5 % of 61" in text, "right answers that a filter costs"
+    assert "16.7 % of 12" in text, "what a filter in shadow mode would cost"
+    assert "1,195 of 1,200" in text, "golds that the verifier accepted"
     assert report.recipe.strip() in text
     assert "5.23.0" in text
 

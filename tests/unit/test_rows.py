@@ -26,6 +26,8 @@ from stillhouse.pipeline.verifiers.rows import judge_row, judge_rows
         ("I do not know. 42", "wrong", "wrong"),
         ("The final answer is $42$. I hope it is correct. Note: 7 was my first thought.", "wrong", "correct"),
         (r"\boxed{7} Final Answer: The final answer is $42$.", "wrong", "correct"),
+        ("6 * 7 = 42\n#### 42", "wrong", "correct"),
+        ("So it is\n```\n42\n```", "wrong", "correct"),
         ("", "wrong", "wrong"),
         (None, "wrong", "wrong"),
     ],
@@ -71,6 +73,7 @@ def test_the_answer_that_prose_means(text, answer):
         ("Let me think. (A) is odd, so (C)", "C"),
         (r"\boxed{\text{(B)}}", "B"),
         ("no idea", None),
+        ("A, C", None),
     ],
 )
 def test_the_letter_that_prose_means(text, letter):
@@ -115,3 +118,27 @@ def test_a_row_without_its_fields_is_named():
         judge_row("math", {"gold": "1", "answer": "1"})
     with pytest.raises(RecipeError, match="kind='maths'"):
         judge_row("maths", {"gold": "1", "pred": "1"})
+
+
+def test_an_endless_source_is_read_a_little_ahead():
+    """A stream that is longer than memory would end the process that judges it."""
+    read = []
+
+    def endless():
+        while True:
+            read.append(len(read))
+            yield {"gold": "1", "pred": "1"}
+
+    verdicts = judge_rows("math", endless(), num_workers=2)
+    assert [next(verdicts)["verdict"] for _ in range(5)] == ["correct"] * 5
+    verdicts.close()
+    assert len(read) < 1_000
+
+
+def test_a_row_that_raises_costs_none_before_it():
+    """The verdicts of all rows that were read before a broken one would be lost with it."""
+    said = judge_rows("math", [{"gold": "1", "pred": "1"}] * 40 + [{"gold": "1"}])
+    before = [next(said)["verdict"] for _ in range(32)]  # a chunk is lost as a whole
+    assert before == ["correct"] * 32
+    with pytest.raises(RecipeError, match="needs 'gold' and 'pred'"):
+        list(said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -16,10 +17,16 @@ ROWS = [
 ]
 
 
+COMMAND = [sys.executable, "-m", "stillhouse.jobs.cli.main", "verify"]
+
+
+def verify_bytes(given: bytes, *flags: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([*COMMAND, *flags], input=given, capture_output=True, timeout=120, check=False)
+
+
 def verify(*flags: str, rows: object = ROWS) -> subprocess.CompletedProcess[str]:
-    text = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
-    command = [sys.executable, "-m", "stillhouse.jobs.cli.main", "verify", *flags]
-    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=120, check=False)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    return subprocess.run([*COMMAND, *flags], input=text, capture_output=True, text=True, timeout=120, check=False)
 
 
 def verdicts(done: subprocess.CompletedProcess[str]) -> list[str]:
@@ -59,20 +66,75 @@ def test_each_kind_takes_what_it_needs_from_the_row(kind, row, expected):
 
 
 @pytest.mark.parametrize(
-    ("flags", "rows", "expected"),
+    ("line", "expected"),
     [
-        ((), '{"gold": "1", "pred": "1"}\nnonsense\n', "line 2 of stdin is not JSON"),
-        ((), "[1]\n", "line 1 of stdin is a list"),
-        ((), [{"pred": "1"}], "needs 'gold' and 'pred'"),
-        (("--kind", "poetry"), ROWS, "no verifier for kind='poetry'"),
+        (b"nonsense", "line 2 of stdin is not JSON"),
+        (b"[1]", "line 2 of stdin is a list"),
+        (b'{"pred": "1"}', "needs 'gold' and 'pred'"),
+        (b'{"gold": "1", "pred": "\xff"}', "line 2 of stdin is not UTF-8"),
+        (b'{"gold": "1", "pred": "\x00"}', "line 2 of stdin is not JSON"),
     ],
 )
-def test_what_is_not_understood_is_said_in_a_sentence(flags, rows, expected):
-    """A typing error in a file of a million rows would end in a traceback."""
-    done = verify(*flags, rows=rows)
-    assert done.returncode == 2
-    assert expected in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_row_that_cannot_be_read_is_said_and_costs_no_other(line, expected):
+    """A typing error in a file of a million rows would end in a traceback, or lose the verdicts of all the others."""
+    done = verify_bytes(b'{"gold": "1", "pred": "1"}\n' + line + b'\n{"gold": "1", "pred": "2", "id": 3}\n')
+    said = [json.loads(row) for row in done.stdout.splitlines()]
+    assert [row["verdict"] for row in said] == ["correct", "undecided", "wrong"]
+    assert expected in said[1]["reason"]
+    assert expected in done.stderr.decode()
+    assert (done.returncode, said[2]["id"]) == (2, 3)
+    assert b"Traceback" not in done.stderr
+
+
+def test_an_unknown_kind_is_refused():
+    """A misspelt kind would be found after a file was read."""
+    done = verify("--kind", "poetry")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no verifier for kind='poetry'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (b"", []),
+        (b"\n  \n", []),
+        (b'\xef\xbb\xbf{"gold": "1", "pred": "1"}\r\n\r\n{"gold": "1", "pred": "2"}', ["correct", "wrong"]),
+        (b'{"gold": 1, "pred": 1.0, "more": [1]}\n', ["correct"]),
+        (b'{"gold": null, "pred": "1"}\n{"gold": "1", "pred": null}\n', ["undecided", "wrong"]),
+        (b'{"gold": "yes", "pred": "\\udc00"}\n', ["wrong"]),
+        (b'{"gold": "1", "pred": "' + b"9" * 3_000_000 + b'"}\n{"gold": "1", "pred": "1"}\n', ["undecided", "correct"]),
+    ],
+)
+def test_what_files_look_like_is_taken(given, expected):
+    """An editor's byte-order mark, Windows line ends, numbers for texts or one huge row would stop a scoring run."""
+    done = verify_bytes(given)
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(row)["verdict"] for row in done.stdout.splitlines()] == expected
+
+
+def test_a_verdict_comes_before_the_next_row_is_sent():
+    """A program that asks for one verdict at a time would wait for ever."""
+    with subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        for pred, verdict in (("1", "correct"), ("2", "wrong")):
+            process.stdin.write(json.dumps({"gold": "1", "pred": pred}).encode() + b"\n")
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["verdict"] == verdict
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert b"Traceback" not in process.stderr.read()
+
+
+def test_a_reader_that_has_enough_ends_it():
+    """``| head`` would otherwise wait until the last of a million rows is judged."""
+    with subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdin.write(b'{"gold": "1", "pred": "1"}\n')
+        process.stdin.flush()
+        assert process.stdout.readline()
+        process.stdout.close()
+        process.stdin.write(b'{"gold": "1", "pred": "1"}\n')
+        process.stdin.flush()
+        assert process.wait(60) == 0  # with its stdin still open
+        assert b"Traceback" not in process.stderr.read()
 
 
 def test_a_recipes_own_golds_prove_the_verifier(tmp_path):
