@@ -15,6 +15,7 @@ from stillhouse.pipeline.filters.judging import judge_batch
 from stillhouse.pipeline.filters.settings import default_filters
 from stillhouse.pipeline.records import Trace, from_table, to_table
 from stillhouse.pipeline.row_files import rows_of_dataset, rows_of_file
+from stillhouse.pipeline.verification import verify
 from stillhouse.teachers.replay import ReplayCounts, replay_rows, to_problem_and_trace
 
 OPEN_R1 = pa.schema(
@@ -286,3 +287,18 @@ def test_the_wrong_layout_is_named_before_anything_is_read(layout, row, message)
     """If it failed, a whole data set would be walked and end as "0 traces"."""
     with pytest.raises(RecipeError, match=message):
         replayed(layout, [row])
+
+
+def test_a_file_of_ones_own_brings_along_what_its_verifier_needs():
+    """Traces of a domain with units could be generated and not be replayed: every one would be verified without its unit."""
+    row = {
+        "prompt": "How many m^3?",
+        "answer": "1.8",
+        "completion": "<think>\na\n</think>\n\n\\boxed{1800 L}",
+        "topic": "pumps",
+    }
+    (found,) = replay_rows("jsonl", [row | {"unit": "m^3", "rel_tol": 0.01}], dataset="d", revision="", counts=ReplayCounts())
+    problem, _ = to_problem_and_trace(found, kind="number")
+    assert (json.loads(problem.entry), problem.topic) == ({"rel_tol": 0.01, "unit": "m^3"}, "pumps")
+    assert verify(problem, "1800 L").outcome == "correct"
+    assert to_problem_and_trace(found, kind="math")[0].entry == ""

@@ -1,0 +1,86 @@
+"""A team's own verifiers and filters beside the recipe: found from any folder, and sent along with a job."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from stillhouse.jobs.own_code import own_modules
+from stillhouse.jobs.recipe import load_recipe
+from stillhouse.jobs.submit import with_files
+from stillhouse.pipeline.errors import RecipeError
+
+RECIPE = """
+name: own
+problems:
+  test: [{source: file, path: test.jsonl, kind: "python:own_side_checks.words:in_any_case"}]
+teacher: {kind: replay, layout: jsonl, path: traces.jsonl, problem_kind: "python:own_side_checks.words:in_any_case"}
+filters:
+  list: [{name: finished}, {name: "own_side_filters:no_shouting"}, {name: "operator:not_", mode: off}]
+  evaluation_sets: [{name: held_out.jsonl}]
+student: {base_model: tiny}
+train: {learning_rate: 4e-3, num_steps: 4, tokens_per_step: 1024, max_length: 512}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """A recipe with its files and a team's package and module beside it; the test works in another folder."""
+    folder = tmp_path / "team"
+    (folder / "own_side_checks").mkdir(parents=True)
+    (folder / "own_side_checks" / "__init__.py").write_text("")
+    (folder / "own_side_checks" / "words.py").write_text(
+        "def in_any_case(answer, gold, entry):\n    return answer.casefold() == gold.casefold()\n"
+    )
+    (folder / "own_side_filters.py").write_text("def no_shouting(trace):\n    return None\n")
+    (folder / "test.jsonl").write_text(json.dumps({"prompt": "Say yes.", "answer": "yes"}) + "\n")
+    (folder / "held_out.jsonl").write_text(json.dumps({"prompt": "Say no."}) + "\n")
+    row = {"prompt": "Say so.", "answer": "so", "completion": "<think>\nwell\n</think>\n\n\\boxed{So}"}
+    (folder / "traces.jsonl").write_text(json.dumps(row) + "\n")
+    (folder / "own.yaml").write_text(RECIPE)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return folder / "own.yaml"
+
+
+def test_modules_beside_the_recipe_are_found_from_any_folder(recipe):
+    """Whoever calls the command from another folder is told that his own function is not there."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "stillhouse.jobs.cli.main", "verify", "--self-test", str(recipe)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "test: test.jsonl     1 of 1 golds accepted, 2 of 2 altered ones refused" in done.stdout
+    assert "train: traces.jsonl  1 of 1 golds accepted" in done.stdout
+
+
+def test_what_is_the_teams_own_travels_and_what_is_installed_does_not(recipe, tmp_path):
+    """A submitted job would stop on the cluster at its first own function, or at a file that stayed at home."""
+    loaded = load_recipe(recipe)
+    assert own_modules(loaded) == [recipe.parent / "own_side_checks", recipe.parent / "own_side_filters.py"]
+    (tmp_path / "job").mkdir()
+    sent = with_files(loaded, tmp_path / "job")
+    names = (sent.problems.test[0].path, sent.teacher.path, sent.filters.evaluation_sets[0].name)
+    assert names == ("test-0/test.jsonl", "traces/traces.jsonl", "evaluation-0/held_out.jsonl")
+    for name in names:
+        assert (tmp_path / "job" / name).read_bytes() == (recipe.parent / name.rpartition("/")[2]).read_bytes()
+
+
+def test_a_module_that_is_nowhere_is_a_mistake_of_the_recipe(recipe):
+    """The run would find out in its first stage, with another exit code, or after the teacher was paid."""
+    with pytest.raises(RecipeError, match=r"problems\.test\.0.*'python:not_there:f'.*no such module"):
+        load_recipe(recipe, ["problems.test.0.kind='python:not_there:f'"])
+
+
+def test_yaml_reads_off_as_false_and_the_recipe_does_not(recipe):
+    """``mode: off``, written as everybody writes it, would be refused."""
+    loaded = load_recipe(recipe, ["filters.near_prompts=off", "filters.decontaminate=on"])
+    assert [step.mode for step in loaded.filters.list] == ["drop", "drop", "off"]
+    assert (loaded.filters.near_prompts, loaded.filters.decontaminate) == ("off", "drop")
+    with pytest.raises(RecipeError, match="evaluation_sets"):
+        load_recipe(recipe, ["filters.decontaminate=off"])
