@@ -8,6 +8,8 @@ from fractions import Fraction
 
 from stillhouse.pipeline.extraction import boxed_answer
 
+_SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _SPACING = re.compile(r"\\\$|\\[,;:!>]|\\(?:quad|qquad|left|right|displaystyle|thinspace)(?![A-Za-z])|~")
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
 _DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)")
@@ -21,7 +23,12 @@ _MAX_NUMBER_CHARS = 400
 
 
 def plain_text(text: str) -> str:
-    """Normalize text for comparison: NFKC, Unicode minus as ``-``, whitespace collapsed; letter case is kept."""
+    """Normalize text for comparison: NFKC, Unicode minus as ``-``, whitespace collapsed; letter case is kept.
+
+    Superscripts become powers first (``10³`` is ``10^3``): NFKC alone would make them plain digits.
+    """
+    if not text.isascii():
+        text = _SUPERSCRIPTS.sub(lambda m: "^" + m[0].translate(_RAISED), text)
     return " ".join(unicodedata.normalize("NFKC", text).replace("−", "-").split())
 
 

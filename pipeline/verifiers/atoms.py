@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from stillhouse.pipeline.verifiers.expressions import Reader
 
 MAX_DIGITS = 4_000
+_REPEATS = re.compile(r"(?:(\d)\1\1+|(\d{2,12}?)\2+)$")
+_LOOK_BACK = 60
 _CLOSING = {"(": ")]", "[": "])", "\\{": ("\\}",), "\\langle": ("\\rangle",)}
 
 
@@ -64,18 +67,65 @@ def number(reader: Reader, text: str) -> Tree:
         raise Refused(f"a number of {len(text)} digits")
     if "." not in text:
         return ("num", Fraction(int(text)))
-    number, places = Fraction(text), len(text) - text.index(".") - 1
-    if reader.value == "\\overline":  # 0.1\overline{6}
-        reader.take()
-        digits = reader.argument()
-        if digits[0] != "num":
-            raise Unreadable("a repeating part that is no number")
-        length = sum(c.isdigit() for c in reader.tokens[reader.at - 2].value)
-        return ("num", number + digits[1] / (10**places * (10**length - 1)))
-    return ("dec", number, places)
+    decimal, places = Fraction(text), len(text) - text.index(".") - 1
+    repeating = _repeating(reader, text)
+    if repeating is None:
+        return ("dec", decimal, places)
+    if not repeating.isdigit():
+        raise Unreadable("a repeating part that is no number")
+    return ("num", decimal + Fraction(int(repeating), 10**places * (10 ** len(repeating) - 1)))
+
+
+def _repeating(reader: Reader, decimal: str) -> str | None:
+    r"""Read what repeats for ever: ``0.1\overline{6}``, ``0.1\bar6``, ``0.\dot{1}4\dot{2}``, ``0.1(6)``, ``0.166...``."""
+    if reader.value in ("\\overline", "\\bar", "\\dot"):
+        digits, dotted = "", reader.value == "\\dot"
+        while reader.value in ("\\overline", "\\bar", "\\dot") or (dotted and digits and reader.kind == "number"):
+            if reader.kind == "number":
+                digits += reader.take().value
+                continue
+            reader.take()
+            braced = reader.skip("{")
+            digits += reader.take().value if reader.kind == "number" else "?"
+            if braced:
+                reader.need("}")
+        return digits
+    opening, *following = reader.tokens[reader.at : reader.at + 3]
+    if decimal.startswith("0.") and opening.value == "(" and not opening.spaced and len(following) == 2:
+        digits, closing = following
+        if digits.kind == "number" and closing.value == ")":
+            reader.at += 3
+            return digits.value
+    if reader.skip("\\ldots"):
+        repeats = _REPEATS.search(decimal.partition(".")[2][-_LOOK_BACK:])
+        if repeats is None:
+            raise Refused("a decimal that goes on, nobody knows how")
+        return repeats[1] or repeats[2]
+    return None
+
+
+def _set_builder(reader: Reader) -> Tree | None:
+    r"""Read ``x \mid 0 < x < 1 \}`` or ``x \in \mathbb{R} : x < 1 \}`` as a union; None for another set."""
+    start = reader.at
+    if reader.kind != "letter":
+        return None
+    reader.take()
+    if reader.skip("\\in") and not (reader.skip("\\mathbb") and reader.argument() == ("sym", "R")):
+        reader.at = start
+        return None
+    if not (reader.skip("|") or reader.skip(":")):
+        reader.at = start
+        return None
+    inner_bars, reader.num_bars = reader.num_bars, 0
+    condition = reader.sequence()
+    reader.num_bars = inner_bars
+    reader.need("\\}")
+    return ("union", condition)
 
 
 def bracketed(reader: Reader, opening: str) -> Tree:
+    if opening == "\\{" and (condition := _set_builder(reader)) is not None:
+        return condition
     inner_bars, reader.num_bars = reader.num_bars, 0
     inner = reader.sequence()
     reader.num_bars = inner_bars

@@ -79,6 +79,12 @@ def command(reader: Reader, name: str) -> Tree:
         reader.argument()
         inside = "".join(token.value for token in reader.tokens[start : reader.at]).strip("{}")
         return ("sym", f"{name}{{{inside}}}")
+    if name in ("\\angle", "\\triangle"):
+        points = ""
+        while reader.kind == "letter" and reader.value.isupper() and len(points) < 3:
+            points += reader.take().value
+        same = "".join(sorted(points)) if name == "\\triangle" else min(points, points[::-1])  # angle ABC is angle CBA
+        return ("sym", f"{name} {same}")
     if name == "\\emptyset":
         return ("set",)
     if name == "\\$":

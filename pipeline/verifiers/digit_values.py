@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
-from stillhouse.pipeline.verifiers.exact_values import NUM_POINTS, Undecidable, Unknown, hashed, parts_of
+from stillhouse.pipeline.verifiers.exact_values import (
+    BUDGET,
+    NUM_POINTS,
+    Irrational,
+    Undecidable,
+    Unknown,
+    exactly,
+    hashed,
+    is_constant,
+    parts_of,
+)
 from stillhouse.pipeline.verifiers.tree import Tree
 
 _MAX_EXPONENT_BITS = 64
@@ -61,7 +72,10 @@ def _decimal(tree: Tree, point: int, mp: Any) -> Any:
             quotient /= _decimal(part, point, mp)
         return quotient
     if kind == "pow":
-        return _decimal_power(_decimal(tree[1], point, mp), _decimal(tree[2], point, mp), mp)
+        base, exponent = _decimal(tree[1], point, mp), _decimal(tree[2], point, mp)
+        if mp.im(base) == 0 and mp.re(base) < 0 and (odd := _odd_denominator(tree[2])):
+            return _decimal_power(-base, exponent, mp) * (-1) ** odd.numerator
+        return _decimal_power(base, exponent, mp)
     if kind == "pct":
         return _decimal(tree[1], point, mp) / 100
     if kind == "deg":
@@ -85,6 +99,17 @@ def _decimal_sum(terms: list[Any], mp: Any) -> Any:
     return mp.fsum(terms)
 
 
+def _odd_denominator(exponent: Tree) -> Fraction | None:
+    """An exponent such as 1/3 or 2/5, by which a negative number has a real power."""
+    if not is_constant(exponent):
+        return None
+    try:
+        value = exactly(exponent, 0, [BUDGET])
+    except (Irrational, Undecidable):
+        return None
+    return value if value.denominator % 2 == 1 and value.denominator > 1 else None
+
+
 def _decimal_power(base: Any, exponent: Any, mp: Any) -> Any:
     if abs(exponent) > 1 << _MAX_EXPONENT_BITS or (base and abs(mp.log(abs(base), 2) * exponent) > 1 << 20):
         raise Undecidable("too large a power")
@@ -96,7 +121,10 @@ def _decimal_function(name: str, values: list[Any], mp: Any) -> Any:
     if name == "abs":
         return abs(first)
     if name == "root":
-        return mp.power(first, 1 / values[1]) if values[1] != 2 else mp.sqrt(first)
+        if values[1] == 2:
+            return mp.sqrt(first)
+        real_odd = mp.im(first) == 0 and mp.re(first) < 0 and mp.im(values[1]) == 0 and values[1] % 2 == 1
+        return -mp.power(-first, 1 / values[1]) if real_odd else mp.power(first, 1 / values[1])
     if abs(first) > 1 << 20:
         raise Undecidable("too large an argument")
     if name == "ln":

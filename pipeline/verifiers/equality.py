@@ -6,8 +6,9 @@ What is taken for equal, and what is not:
 - equations are equal up to a constant factor, inequalities up to a positive one; a gold that is an inequality takes the
   interval, a gold that is an interval wants an interval back;
 - sets and bare lists have no order, tuples do, and so do values given to different names (``AB=4, CD=5``);
-- ``(a, b)`` is a pair or an open interval; every other bracket must match;
-- units are converted; a unit on one side alone does not count; per cent likewise (10% is 10, and 0.1);
+- ``(a, b)`` is a pair, an open interval or a vector of one row or column; every other bracket must match;
+- units are converted; a unit on one side alone does not count; per cent likewise (10% is 10, and 0.1;
+  but for a gold below 1, as 0.25, 25% alone);
 - a decimal is exact, but two: ten or more right digits of a gold that has no last one, and a gold of four or more digits that
   is the rounded answer. A short decimal that merely rounds to the other side is undecided.
 """
@@ -20,7 +21,7 @@ from stillhouse.pipeline.verifiers.evaluate import constant_ratio, decimal_value
 from stillhouse.pipeline.verifiers.exact_values import Undecidable, is_constant
 from stillhouse.pipeline.verifiers.latex import plain_words
 from stillhouse.pipeline.verifiers.matrices import is_matrix, same_matrix
-from stillhouse.pipeline.verifiers.real_sets import as_real_set, same_real_set
+from stillhouse.pipeline.verifiers.real_sets import REALS, as_real_set, same_real_set
 from stillhouse.pipeline.verifiers.same_number import same_number, same_quantity
 from stillhouse.pipeline.verifiers.tree import Tree
 
@@ -37,17 +38,23 @@ def same_answer(gold: Tree, answer: Tree) -> bool:
         Undecidable: this module cannot tell.
     """
     gold, answer = (_unnamed_group(_without_rounding(tree)) for tree in (gold, answer))
+    if {gold[0], answer[0]} & {"either", "both"}:
+        return _same_conditions(gold, answer)
+    if REALS in (gold, answer):
+        return _same_set(gold, answer[2][1] if answer[0] == "rel" and answer[1] == ("in",) else answer)
     if gold[0] == "rel" or answer[0] == "rel":
         # "1 < 1" has no unknown to compare by; it is still the same as itself.
         return gold == answer or _same_relation(gold, answer)
     if "text" in (gold[0], answer[0]):
         return gold[0] == answer[0] and plain_words(gold[1]).strip("()") == plain_words(answer[1]).strip("()")
+    if "time" in (gold[0], answer[0]):
+        return gold[0] == answer[0] and _same_time(gold, answer)
+    if is_matrix(gold) or is_matrix(answer):
+        return same_matrix(gold, answer, same_answer)
     if gold[0] in _SEQUENCES or answer[0] in _SEQUENCES:
         return _same_sequence(gold, answer)
     if {gold[0], answer[0]} & {"interval", "union"}:
         return _same_set(gold, answer)
-    if is_matrix(gold) or is_matrix(answer):
-        return same_matrix(gold, answer, same_answer)
     if "ratio" in (gold[0], answer[0]):
         return _same_ratio(gold, answer)
     return same_quantity(gold, answer)
@@ -118,12 +125,37 @@ def _same_relation(gold: Tree, answer: Tree) -> bool:
             return _same_equation(gold, answer)
         if not gold_equation and not answer_equation and "in" not in gold[1]:
             if answer_named:  # the gold is an inequality, the answer says x in [..]
-                return _same_set(gold, answer_named[1])
+                return answer_named[0] in _names(gold) and _same_set(gold, answer_named[1])
             return _same_inequality(gold, answer)
         return False
     if gold[0] == "rel" and set(gold[1]) & set(_ORDERS):
         return _same_set(gold, answer)
     return False  # an equation is not its one side; a gold that is a set wants a set, not an inequality
+
+
+def _same_conditions(gold: Tree, answer: Tree) -> bool:
+    """Inequalities with "and" or "or" between them: the set that they leave, else one by one."""
+    if answer[0] == "rel" and answer[1] == ("in",):  # x in (-inf, 1) or the like
+        return _names(answer) == _names(gold) and _same_conditions(gold, answer[2][1])
+    conditions = ("rel", "either", "both")
+    if gold[0] in (*conditions, "list") and (gold[0] in conditions or answer[0] != "list"):
+        gold_set, answer_set = as_real_set(gold), as_real_set(answer)
+        if gold_set is not None and answer_set is not None and _one_unknown(gold, answer):
+            return same_real_set(gold_set, answer_set, same_answer)
+    lists = ("either", "both", "list")
+    if gold[0] not in lists or answer[0] not in lists or {gold[0], answer[0]} == {"either", "both"}:
+        return False
+    return _same_unordered(gold[1:], answer[1:])
+
+
+def _names(tree: Tree) -> set[str]:
+    parts = tree[1:] if tree[0] in ("either", "both") else (tree,)
+    return {name.strip("|") for part in parts if part[0] == "rel" for name in part[3] if name is not None}
+
+
+def _one_unknown(*trees: Tree) -> bool:
+    """Whether inequalities are about the same name; sets have none."""
+    return len(set().union(*map(_names, trees))) <= 1
 
 
 def _difference(tree: Tree) -> Tree:
@@ -151,7 +183,9 @@ def _same_inequality(gold: Tree, answer: Tree) -> bool:
     gold_operators, gold_sides = _rising(gold)
     operators, sides = _rising(answer)
     if gold_operators != operators:
-        return False
+        gold_set, answer_set = as_real_set(gold), as_real_set(answer)  # |x| < 1 and -1 < x < 1
+        bare = [[name.strip("|") for name in tree[3] if name is not None] for tree in (gold, answer)]
+        return bool(gold_set and answer_set) and bare[0] == bare[1] and same_real_set(gold_set, answer_set, same_answer)
     if len(sides) == 2:
         sign = constant_ratio(("add", gold_sides[0], ("neg", gold_sides[1])), ("add", sides[0], ("neg", sides[1])))
         return sign == 1 or (sign == -1 and operators == ("!=",))
@@ -198,6 +232,8 @@ def _values(tree: Tree) -> tuple[list[str | None], list[Tree]]:
 def _same_sequence(gold: Tree, answer: Tree) -> bool:
     if {gold[0], answer[0]} & {"interval", "union"}:
         other = answer if gold[0] in ("interval", "union") else gold
+        if other[0] == "list" and _are_intervals(other[1:]):  # (-inf, 1) and (2, inf): where a function rises
+            return _same_set(*(("union", *tree[1:]) if tree is other else tree for tree in (gold, answer)))
         if other[0] == "list" and any(item[0] == "rel" and item[1][0] in _ORDERS for item in other[1:]):
             raise Undecidable("two inequalities, and no word whether both or one of them")
         return other[0] != "list" and _same_set(gold, answer)
@@ -217,6 +253,13 @@ def _same_sequence(gold: Tree, answer: Tree) -> bool:
     if all_named and any(_head(n) != _stem(n) for n in (*gold_names, *names)):  # a_3 = 2, a_37 = 19
         return _same_unordered(_items(gold), _items(answer))
     return _same_unordered(gold_values, values)
+
+
+def _are_intervals(items: Sequence[Tree]) -> bool:
+    """Whether items are intervals: each can be one, and a square bracket or an infinite end says so."""
+    pieces = [as_real_set(item) if item[0] in ("interval", "tuple") else None for item in items]
+    infinite = (("const", "inf"), ("neg", ("const", "inf")))
+    return all(pieces) and any(item[0] == "interval" or set(infinite) & set(item[1:]) for item in items)
 
 
 def _parts_have_own_names(named: Sequence[str | None], unnamed: Sequence[str | None]) -> bool:
@@ -241,7 +284,8 @@ def _same_unordered(gold: Sequence[Tree], answer: Sequence[Tree]) -> bool:
 def _distinct(items: Sequence[Tree]) -> list[Tree]:
     kept: list[Tree] = []
     for item in items:
-        if not any(item == other for other in kept):
+        value = exact_value(item) if is_constant(item) and item[0] not in _SEQUENCES else None
+        if not any(item == other or (value is not None and value == exact_value(other)) for other in kept):
             kept.append(item)
     return kept
 
@@ -265,6 +309,17 @@ def _same_ratio(gold: Tree, answer: Tree) -> bool:
     return first is not None and all(
         same_value(("mul", gold[1], a), ("mul", g, answer[1])) for g, a in zip(gold[2:], answer[2:])
     )
+
+
+def _same_time(gold: Tree, answer: Tree) -> bool:
+    """``3:30 p.m.`` is ``15:30``; where one of the two does not say which half of the day, ``3:30`` as well."""
+    (_, hour, minutes, half), (_, other_hour, other_minutes, other_half) = gold, answer
+    if minutes != other_minutes or (half and other_half and half != other_half):
+        return False
+    if hour == other_hour:
+        return True
+    day_hours = [h % 12 + 12 * (part == "p") for h, part in ((hour, half), (other_hour, other_half)) if part]
+    return len(day_hours) == 1 and day_hours[0] == (other_hour if half else hour)
 
 
 def _looks_like_a_time(ratio: Tree) -> bool:

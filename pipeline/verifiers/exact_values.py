@@ -108,10 +108,11 @@ def _charge(number: Fraction, budget: list[int]) -> None:
 
 def _exact_power(base: Fraction, exponent: Fraction) -> Fraction:
     if exponent.denominator != 1:
-        root = _exact_root(base, exponent.denominator)
+        odd_of_negative = base < 0 and exponent.denominator % 2 == 1  # the real one: the cube root of -8 is -2
+        root = _exact_root(-base if odd_of_negative else base, exponent.denominator)
         if root is None:
             raise Irrational
-        base = root
+        base = -root if odd_of_negative else root
     whole = exponent.numerator
     if not base:
         if whole <= 0:

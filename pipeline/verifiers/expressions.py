@@ -52,6 +52,10 @@ def _chain(operators: list[str], sides: list[Tree], names: list[str | None]) -> 
     return ("rel", tuple(operators), tuple(sides), tuple(names)) if operators else sides[0]
 
 
+def _is_order(tree: Tree) -> bool:
+    return tree[0] == "rel" and set(tree[1]) <= {"<", ">", "<=", ">=", "!="}
+
+
 def _both(upper: Tree, lower: Tree) -> Tree:
     """Merge the readings of ``\\pm`` as plus and as minus: both values where they differ, one where they do not."""
     if upper == lower:
@@ -109,9 +113,10 @@ class Reader:
     def sequence(self) -> Tree:
         """Items with commas, semicolons, "and", "or" between them; one item alone stands for itself."""
         groups: list[list[Tree]] = [[]]
+        joints = set()
         while True:
             while self.kind == "separator" or self.value == ",":
-                self.take()
+                joints.add(self.take().value)
             if self.skip(";"):
                 groups.append([])
                 continue
@@ -127,6 +132,12 @@ class Reader:
             items = [item for group in groups for item in group]
         if not items:
             return ("list",)
+        if len(items) > 1 and len(joints) == 1 and joints != {","}:
+            (joint,) = joints
+            if all(_is_order(item) for item in items):
+                return ("both" if joint in ("and", "\\land") else "either", *items)
+            if joint in ("\\land", "\\lor") and not any(item[0] == "rel" for item in items):
+                return ("opaque", joint, *items)
         return items[0] if len(items) == 1 else ("list", *items)
 
     def relation(self) -> Tree:
@@ -181,8 +192,12 @@ class Reader:
             if self.value not in ("+", "-", "\\pm", "\\mp") or self.kind == "end":
                 break
             negative = self.signs()
+        tree = terms[0] if len(terms) == 1 else ("add", *terms)
+        if self.value in ("\\over", "\\choose"):  # {1 \over 2}: plain TeX
+            how, below = self.take().value, self.sum()
+            tree = ("div", tree, below) if how == "\\over" else ("fn", "binomial", tree, below)
         self.depth -= 1
-        return terms[0] if len(terms) == 1 else ("add", *terms)
+        return tree
 
     def signs(self) -> bool:
         """Read any number of signs; True when together they are a minus."""
@@ -216,6 +231,9 @@ class Reader:
                     factors.pop()
                 elif before[0] == "num" and after[0] == "div" and self.is_proper(before, after):  # 918\frac{1}{2}
                     after = ("add", before, after)
+                    factors.pop()
+                elif before[0] == "num" and after[0] == "pct" and after[1][0] == "div" and self.is_proper(before, after[1]):
+                    after = ("pct", ("add", before, after[1]))  # 33\frac{1}{3}\%
                     factors.pop()
                 factors.append(after)
             else:

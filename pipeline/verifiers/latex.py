@@ -5,6 +5,7 @@ Everything here is linear in the length of the text. Nothing is evaluated.
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from typing import NamedTuple
@@ -34,12 +35,16 @@ _SPELLINGS = {
     "−": "-", "–": "-", "‐": "-", "‑": "-", "＋": "+", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∗": "*", "÷": "/",
     "⁄": "/", "∕": "/", "π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ",
     "≈": r"\approx ", "≃": r"\approx ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "±": r"\pm ", "∓": r"\mp ",
-    "°": r"^{\circ}", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "θ": r"\theta ", "α": r"\alpha ",
+    "°": r"^{\circ}", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}",
+    "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "θ": r"\theta ", "α": r"\alpha ",
     "β": r"\beta ", "γ": r"\gamma ", "λ": r"\lambda ", "μ": r"\mu ", "φ": r"\phi ", "ω": r"\omega ", "Δ": r"\Delta ",
     "′": "'", "’": "'", "∶": ":", "，": ",", "；": ";", "。": ".", "．": ".", "（": "(", "）": ")", "％": "%",
-    "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "\u200b": "",
-    "\ufeff": "", "\u00a0": " ",
+    "∛": r"\cbrt ", "∧": r"\land ", "∨": r"\lor ", "Ω": r"\Omega ", "\u2126": r"\Omega ",
+    "…": r"\ldots ", "\u200b": "", "\ufeff": "", "\u00a0": " ",
 }  # fmt: skip
+_FRACTION_SIGNS = {sign: unicodedata.normalize("NFKC", sign).split("⁄") for sign in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"}
+# Before NFKC, which would make 21⁄5 of 2⅕.
+_SPELLINGS |= {sign: f"\\frac{{{top}}}{{{bottom}}}" for sign, (top, bottom) in _FRACTION_SIGNS.items()}
 _UNICODE = str.maketrans(_SPELLINGS)
 _SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
 _SUBSCRIPTS = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
@@ -51,8 +56,28 @@ _TEXT_NAMES = (
 _TEXT = re.compile(rf"\\(?:{_TEXT_NAMES})\s*\{{([^{{}}]*)\}}")
 _INVISIBLE = re.compile(
     r"(?<!\\)\\[,;:!> ()\[\]]|\\q?quad(?![b-z])"
-    r"|\\(?:left|right|[bB]igg?[lrm]?|middle|displaystyle|textstyle|limits|nolimits|thinspace|mathstrut|allowbreak)(?![A-Za-z])\.?"
+    r"|\\(?:left|right|[bB]igg?[lrm]?|middle|displaystyle|textstyle|limits|nolimits|thinspace|mathstrut|allowbreak"
+    r"|underline|bf|it|large|Large|huge|Huge)(?![A-Za-z])\.?|\\(?:text)?color\s*\{[^{}]*\}"
     r"|\\(?:hspace|vspace|phantom)\*?\{[^{}]*\}|\\(?:begin|end)\{(?:align|equation|gather|split)(?:ed)?\*?\}"
+)
+_REALS_BUT = re.compile(r"(?<=\\mathbb\{R\})\s*-\s*(?=\\\{)")
+_OLD_FONT = re.compile(r"\{\\(?:rm|bf|it|sf|tt)\s+([^{}]*)\}")  # {\rm cm}
+_BLACKBOARD = re.compile(r"\\(?:mathbf|Bbb|mathds)\s*\{?([RZQN])(?![A-Za-z])\}?")  # other fonts of the sets of numbers
+_UNIT_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*\\(?:text|mathrm)\{([^{}]*)\}\s*\}\s*\{\s*\\(?:text|mathrm)\{([^{}]*)\}\s*\}")
+_UNIT_POWERS = re.compile(r"\\(?:text|mathrm)\{(?:[^{}]|\^\{-?\d\})*\}")  # \mathrm{m\,s^{-1}}: a text has no braces in it
+_MARKDOWN = re.compile(r"(\*\*|__|`|\")(.+)\1", re.DOTALL)
+_FRENCH = re.compile(r"([\[\]])([^\[\],;]{1,80})([,;])([^\[\],;]{1,80})([\[\]])")  # ]0,1[ is open
+_LONE_DOLLAR = re.compile(r"\s*\$\s*[\d.][^$\\]*$")
+# 3e8, 1.5e-3, 2E-3; not 2e-3, which may be 2e minus 3
+_SCIENTIFIC = re.compile(r"(?<![A-Za-z\d.\\{])(\d+\.\d+(?=[eE])|\d+(?=e\+?\d|E))[eE](?:\+?(\d{1,4})|(-\d{1,4}))(?![\w.])")
+_TIMES_TEN = re.compile(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)")
+_CUP = re.compile(r"(?<=[)\]])\s*(?:U|\\bigcup)\s*(?=[(\[])")
+_MICRO = re.compile(r"(?<=[\d\s}])[µμ](?=[a-zA-Z]\b)")  # 5 µm, not the letter mu
+_MU_UNIT = re.compile(r"\\mu\s*\\(text|mathrm)\{\s*")
+_OHM = re.compile(r"(?<=[\d\s}])(?:\\(?:text|mathrm)\{)?([kM]?)\}?\s*\\Omega\s*$")
+_DEGREES = re.compile(
+    r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*(?:\\(?:text|mathrm)\s*\{\s*)?([CF])(?![A-Za-z])\s*\}?"
+    r"|(?<=[\d\s{])degrees?\s+([CcFf])(?:elsius|entigrade|ahrenheit)?(?![A-Za-z])"
 )
 _BLANK_IN_NUMBER = re.compile(r"(?<=\d)\s+(?=\d)")
 _DOUBLE_BACKSLASH = re.compile(r"\\\\(?=[A-Za-z{}])")
@@ -77,37 +102,72 @@ _SAME = {
     "\\div": "/", "**": "^", "<=": "\\le", ">=": "\\ge", "!=": "\\ne", "==": "=", "\\lbrace": "\\{", "\\rbrace": "\\}",
     "\\lvert": "|", "\\rvert": "|", "\\vert": "|", "\\mid": "|", "\\lbrack": "[", "\\rbrack": "]", "\\dbinom": "\\binom",
     "\\tbinom": "\\binom", "\\simeq": "\\approx", "\\cong": "\\approx", "\\varnothing": "\\emptyset", "\\colon": ":",
-    "\\percent": "%", "\\%": "%", "\\prime": "'", "\\land": "and", "\\lor": "or", "\\equiv": "=", "\\degree": "\\degree",
-    "\\&": "and", "\\coloneqq": "=", "\\Rightarrow": "\\implies",
+    "\\percent": "%", "\\%": "%", "\\prime": "'", "\\wedge": "\\land", "\\vee": "\\lor", "\\equiv": "=", "\\degree": "\\degree",
+    "\\&": "and", "\\coloneqq": "=",
+    "\\backslash": "\\setminus", "\\smallsetminus": "\\setminus", "\\sfrac": "\\frac", "\\nicefrac": "\\frac",
+    "\\dots": "\\ldots", "\\cdots": "\\ldots", "\\Rightarrow": "\\implies",
 } | _GREEK_LETTERS  # fmt: skip
 _LETTER_UNITS = frozenset("mgsLlhNJWVKCAt")
 _SEPARATORS = {"and": "and", "or": "or", ",and": "and", ",or": "or", "and,": "and"}
 
 
+def with_powers(text: str) -> str:
+    """Write superscript digits as powers: to a regular expression they are letters."""
+    return _SUPERSCRIPTS.sub(lambda m: "^{" + m[0].translate(_DIGIT_OF) + "}", text)
+
+
+@functools.lru_cache(maxsize=512)
 def normalized(text: str) -> str:
     r"""Rewrite what is only spelling: Unicode signs as commands, doubled backslashes, spacing, dollars, a closing full stop."""
     if not text.isascii():
-        text = _SUPERSCRIPTS.sub(lambda m: "^{" + m[0].translate(_DIGIT_OF) + "}", text)
+        text = _MICRO.sub("u", with_powers(text))
         text = _SUBSCRIPTS.sub(lambda m: "_{" + m[0].translate(_DIGIT_OF) + "}", text)
         text = unicodedata.normalize("NFKC", text.translate(_UNICODE)).translate(_UNICODE)
     if "\\" in text:
         if "\\\\" in text and "\\begin" not in text:
             text = _DOUBLE_BACKSLASH.sub(r"\\", text)
         text = re.sub(r",\\!\s*", ",", text)
+        text = _OLD_FONT.sub(r"\\text{\1}", text)
+        text = _BLACKBOARD.sub(r"\\mathbb{\1}", text)
+        text = _REALS_BUT.sub(r"\\setminus ", text)
+        text = _UNIT_FRACTION.sub(r"\\text{\1/\2}", text)
+        text = _UNIT_POWERS.sub(lambda m: re.sub(r"\^\{(-?\d)\}", r"^\1", m[0]), text) if "^" in text else text
         text = re.sub(r"(?<=\\\\)\s*\[\d*\.?\d+\s*(?:pt|em|ex|mm|cm)\]", "", text)  # \\[2pt]: a wider row
         text = _INVISIBLE.sub(" ", text)
+        text = _OHM.sub(r"\\text{ \1ohm}", _MU_UNIT.sub(r"\\\1{u", text)) if "\\mu" in text or "Omega" in text else text
     if text.startswith("$") and text.rstrip().endswith("\\$"):  # $185\$: the dollar closes
         text = text.rstrip()[:-2]
     if text.endswith("\\}") and "\\{" not in text:
         text = text[:-2]
     text = re.sub(r"(?<=\d)\s*\{\s*,\s*\}\s*(?=\d)", ",", text) if "{" in text else text
-    text = re.sub(r"(?<!\\)\$", " ", text) if "$" in text else text
+    if "$" in text:
+        text = "\\" + text.lstrip() if _LONE_DOLLAR.match(text) else text  # $5: the dollar opens no formula
+        text = re.sub(r"(?<!\\)\$", " ", text)
+    if "e" in text or "E" in text:
+        text = _SCIENTIFIC.sub(r"\1\\times 10^{\2\3}", text)
+    text = text.replace("...", "\\ldots ")
+    if "\\circ" in text or "degree" in text:
+        text = _DEGREES.sub(lambda m: f"\\text{{ deg{m[1]}}}" if m[1] else f"deg{m[2].upper()}", text)
     if "and" in text or "or" in text:
         text = GLUED_CONJUNCTION.sub(r" \1 ", text)
     text = text.strip().rstrip("\\").strip()
+    if (marked := _MARKDOWN.fullmatch(text)) and marked[1] not in marked[2]:
+        text = marked[2].strip()
+    if "^" in text and "10" in text:
+        text = _TIMES_TEN.sub(r"\\times ", text)
+    if text.count("]") + text.count("[") > 1 and "\\sqrt" not in text and "\\begin" not in text:
+        text = _FRENCH.sub(_plain_brackets, text)
+        text = _CUP.sub(r"\\cup ", text)
+    elif "(" in text:
+        text = _CUP.sub(r"\\cup ", text)
     if text.endswith(".") and not text.endswith(".."):
         text = text[:-1].rstrip()
     return text
+
+
+def _plain_brackets(interval: re.Match[str]) -> str:
+    opening, low, comma, high, closing = interval.groups()
+    return f"{opening.replace(']', '(')}{low}{comma}{high}{closing.replace('[', ')')}"
 
 
 def plain_words(text: str) -> str:
@@ -153,7 +213,9 @@ def tokens_of(text: str) -> list[Token]:
             value = " ".join(token["text"].split())
             value = value[1:-1] if len(value) == 3 and value[0] + value[2] == "()" else value
             bare = value.strip(" ,.").casefold()
-            if bare in _SEPARATORS or not bare:
+            if bare in ("infinity", "infty"):
+                kind, value = "command", "\\infty"
+            elif bare in _SEPARATORS or not bare:
                 kind, value = "separator", _SEPARATORS.get(bare, "")
                 if not value:
                     continue
@@ -171,7 +233,9 @@ def tokens_of(text: str) -> list[Token]:
                 at -= len(value)
                 spaced = True
                 continue
-            kind = "separator" if value in ("and", "or") else "command" if value.startswith("\\") else "symbol"
+            kind = (
+                "separator" if value in ("and", "or", "\\land", "\\lor") else "command" if value.startswith("\\") else "symbol"
+            )
         if value in ("(", "[", "\\{"):
             num_brackets += 1
         elif value in (")", "]", "\\}"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from stillhouse.pipeline.extraction import THINK_CLOSE
-from stillhouse.pipeline.verifiers.latex import GLUED_CONJUNCTION
+from stillhouse.pipeline.verifiers.latex import GLUED_CONJUNCTION, with_powers
 from stillhouse.pipeline.verifiers.units import is_known
 
 MAX_CHARS = 20_000
@@ -26,13 +26,16 @@ _MATH = (
 _FRACTION = r"(?P<fraction>-?\\[dtc]?frac\s*\{[^{}]{1,40}\}\s*\{[^{}]{1,40}\})"
 _DIGITS = r"(?:\d{1,3}(?:[ ,]\d{3})+(?:\.\d+)?(?!\d)|\d+(?:[.,]\d+)?|\.\d+)"
 _NUMBER = (
-    rf"(?P<number>(?<![A-Za-z\d_.])[-+]?\(?[-+]?{_DIGITS}(?:\s*[-+*×/÷^]\s*\(?[-+]?{_DIGITS}\)?)*(?:\s?(?:\\?%|percent|pct))?)"
+    r"(?P<number>(?<![A-Za-z\d_.])(?<!\^\{)(?<!\^)"
+    rf"[-+]?\(?[-+]?{_DIGITS}(?:\s*[-+*×/÷^]\s*\(?[-+]?{_DIGITS}\)?)*(?:\s?(?:\\?%|percent|pct))?)"
 )
-_CANDIDATE = re.compile(f"(?:{_MATH}|{_FRACTION}|{_NUMBER})", re.DOTALL)
+_END = r"\s*[-+]?(?:\d+(?:[./]\d+)?|∞|inf(?:inity)?)\s*"
+_BRACKET = rf"(?P<pair>(?<![A-Za-z\d\\])[(\[]{_END}(?:[,;]{_END}){{1,9}}[)\]])"  # a point or an interval without dollars
+_CANDIDATE = re.compile(f"(?:{_MATH}|{_FRACTION}|{_BRACKET}|{_NUMBER})", re.DOTALL)
 _LONE_NAME = re.compile(r"[$\s]*[A-Za-z](?:_\{?\w+\}?)?\s*")
 _EQUALS = re.compile(r"(?<![<>!=:\\])=(?![=])")
 _JOINT = re.compile(r"\s*(?:,\s*and|,\s*or|and|or|,)\s*")
-_FINAL = re.compile(r"final answer", re.IGNORECASE)
+_FINAL = re.compile(r"final answer|^####", re.IGNORECASE | re.MULTILINE)
 _ANSWER = re.compile(
     r"(?:\banswer|\bréponse|\brespuesta|\bantwort|\brisposta|\bresposta|答案)"
     r"(?:\s*(?:is|est|es|ist|è|é|should be)\b|\s*[:：是]|\s+\w{1,20} is\b)",
@@ -46,6 +49,9 @@ _REFUSAL = re.compile(
 )
 _WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
+_BASED = re.compile(r"\(?\b[0-9A-F]+\)?_\s*\{?\d{1,2}\}?")
+_FENCE = re.compile(r"^[ \t]*```[^\n]*$", re.MULTILINE)
+_RATIO = re.compile(r"\d+(?:\.\d+)? to \d+(?:\.\d+)?")
 _MARKUP = re.compile(r"\\[()\[\]]|\\(?:text\w*|mbox|quad|qquad|left|right)(?![A-Za-z])|\$")
 _NOT_PROSE = {
     "and", "or", "sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "pi", "inf", "infty", "infinity",
@@ -56,6 +62,8 @@ _NOT_PROSE = {
 def lenient_answer(completion: str) -> str | None:
     """Return the answer that a completion, or a bare answer, most likely means; None where there is nothing or it refuses."""
     text = completion.rpartition(THINK_CLOSE)[2] if THINK_CLOSE in completion else completion
+    text = text if text.isascii() else with_powers(text).replace("−", "-")
+    text = _FENCE.sub(" ", text)
     text = GLUED_CONJUNCTION.sub(r" \1 ", _SPECIAL.sub(" ", text[-MAX_CHARS:])).strip()
     if not text:
         return None
@@ -156,7 +164,10 @@ def _is_bare(text: str) -> bool:
         return False
     if len(text) > 2 and text[0] == text[-1] == "$" and "$" not in text.strip("$"):
         return True
-    rest = _CANDIDATE.sub(lambda m: " 0 " if m["number"] or m["fraction"] or not _has_prose(m[0]) else m[0], text)
+    if _RATIO.fullmatch(text):
+        return True
+    rest = _BASED.sub(" 0 ", text)
+    rest = _CANDIDATE.sub(lambda m: " 0 " if m["number"] or m["fraction"] or m["pair"] or not _has_prose(m[0]) else m[0], rest)
     rest = re.sub(r"\\(?:text\w*|mbox|mathrm|mathbf|operatorname)\s*\{[^{}]*\}|\\(?:begin|end)\{\w+\}", " 0 ", rest)
     words = [m for m in _WORD.finditer(rest) if m[0].casefold() not in _NOT_PROSE and not is_known(m[0])]
     if not words:
@@ -182,7 +193,7 @@ def _candidate(text: str, *, last: bool) -> str | None:
     at = 0
     while match := _CANDIDATE.search(text, at):
         content = next(value for value in match.groups() if value is not None)
-        is_number = match["number"] is not None or match["fraction"] is not None
+        is_number = any(match[kind] is not None for kind in ("number", "fraction", "pair"))
         if not is_number and (_has_prose(content) or not content.strip()):
             at = match.start() + 1
             continue
@@ -206,12 +217,27 @@ def _candidate(text: str, *, last: bool) -> str | None:
     return ", ".join(item[2] for item in run)
 
 
+_FIRST_WORD = re.compile(r"\W*(yes|no|true|false)\b(?=\s*[,.:;!*]|\s*$)", re.IGNORECASE)
+
+
+def lenient_words(completion: str) -> list[str]:
+    """Return the words that a completion may mean where the gold is a word: what follows "the answer is", a first yes or no."""
+    text = completion.rpartition(THINK_CLOSE)[2] if THINK_CLOSE in completion else completion
+    text = text[-MAX_CHARS:]
+    found = [text[anchor.end() :] for anchor in list(_ANSWER.finditer(text))[-1:]]
+    cuts = [_SENTENCE_END.search(segment, 1) for segment in found]
+    announced = [(segment[: cut.start()] if cut else segment[:200]) for segment, cut in zip(found, cuts)]
+    first = _FIRST_WORD.match(text)
+    return [words.strip(" \n*_`'\".:") for words in announced] or ([first[1]] if first else [])
+
+
 _LETTER_AFTER = re.compile(
     r"(?:answer|réponse|respuesta|antwort|option|choice|答案)\s*(?:\w{1,20}\s+){0,3}?(?:is|est|es|ist|:|：|是)"
     r"\s*(?:for sure\s+)?[*(\[]*([A-J])(?![A-Za-z'])",
     re.IGNORECASE,
 )
 _LETTER_FIRST = re.compile(r"[*(\[]*([A-J])[*)\]]*(?:[.,:;。，：]|\s|$|(?![\x00-\x7f]))")
+_LETTERS = re.compile(r"\W*[A-J]\W*(?:(?:,|/|&|\band\b|\bor\b)\W*[A-J]\W*)+")  # two choices are none
 _LETTER_IN_BRACKETS = re.compile(r"\(([A-J])\)")
 _LETTER_ALONE = re.compile(r"(?<![A-Za-z'’])([A-HJ])(?![A-Za-z'’])")
 
@@ -223,6 +249,8 @@ def lenient_letter(completion: str) -> str | None:
     boxed, _ = last_boxes(text)
     if boxed is not None:
         text = re.sub(r"\\(?:text\w*|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1", boxed).strip()
+    if len(text) < _MAX_GAP_CHARS and _LETTERS.fullmatch(text):
+        return None
     if announced := [m for m in _LETTER_AFTER.finditer(text) if m[1].isupper()]:
         return announced[-1][1]
     if first := _LETTER_FIRST.match(text):

@@ -7,36 +7,31 @@ is asked only there, so its known false accepts (1/2^99 = 1/2^98, 1 - 1/e = 1 + 
 
 from __future__ import annotations
 
-import functools
 import re
 
 from stillhouse.pipeline.exact_numbers import exact_number, unwrapped
 from stillhouse.pipeline.extraction import boxed_answer
 from stillhouse.pipeline.judge_process import ask
+from stillhouse.pipeline.verifiers.choice import option_of
 from stillhouse.pipeline.verifiers.equality import same_answer
 from stillhouse.pipeline.verifiers.exact_values import Unknown
-from stillhouse.pipeline.verifiers.expressions import read
 from stillhouse.pipeline.verifiers.judgement import Judgement
-from stillhouse.pipeline.verifiers.latex import Refused, Unreadable, compact, normalized, plain_words
-from stillhouse.pipeline.verifiers.tree import Tree
-from stillhouse.pipeline.verifiers.units import is_known
+from stillhouse.pipeline.verifiers.latex import Refused, Unreadable, compact, normalized, plain_words, with_powers
+from stillhouse.pipeline.verifiers.readings import FORMULA_WORD, decimal_with_comma, readings
 
 _MARKED_TEXT = re.compile(r"\\(?:text\w*|mbox|mathrm|mathbf|operatorname|begin|end)\s*\{[^{}]*\}")
 _WORDS = re.compile(r"[^\W\d_]+(?:[ '’-]+[^\W\d_]+)*")
-_FORMULA_WORD = re.compile(
-    r"(?:a|arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|exp|sqrt|pi|inf|infty|infinity|lg|max|min|gcd|lcm|and|or"
-)
 _PROSE = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{3,}")
-# A plain number or formula without letters of its own, then a blank and a unit in plain letters: 125 miles, 35 cm, 28 percent.
-_TRAILING_UNIT = re.compile(
-    r"(?P<value>[-+]?(?:[\d.,/ ()+*-]|\\(?:d|t)?frac\s*\{[\d.,]+\}\s*\{[\d.,]+\})*[\d)}])(?P<gap>\s*)"
-    r"(?P<unit>(?:[A-Za-zµ€£¥]|\\%)[A-Za-zµ /.·]*(?:\^\{?-?\d\}?)?(?:/[A-Za-zµ]+(?:\^\{?-?\d\}?)?)?)"
-)
-_LEADING_CURRENCY = re.compile(r"(?P<unit>[€£¥])\s*(?P<value>[\d.,]+)")
-_DECIMAL_COMMA = re.compile(r"([-+]?\d+),(\d{2,})")
-_SPACED_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?")
-_CLOCK = re.compile(r"\d{1,2}(?::\d{2}){1,2} ?[ap]\.?m\.?")
 _PROSE_WORDS = 3
+_POINTS = re.compile(r"[A-Z]{3,}")
+_SHORT_WORDS = frozenset(["yes", "no", "odd", "dne"])
+_ARTICLE = re.compile(r"(?:an|the) (?=\S)|a (?=[^\W\d_]{2})")
+_SAME_WORDS = {"does not exist": "dne", "no solutions": "no solution"}
+_FORMULA_OF_WORDS = {
+    "all real numbers": r"\mathbb{R}", "all reals": r"\mathbb{R}", "empty set": r"\emptyset", "no solution": r"\emptyset",
+    "infinity": r"\infty", "negative infinity": r"-\infty",
+}  # fmt: skip
+_LETTER = re.compile(r"(?:\\\w+\s*\{\s*)?([A-J])\s*\}?")
 
 
 def verify_math(gold: str, answer: str, timeout_s: float) -> Judgement:
@@ -51,16 +46,20 @@ def verify_math(gold: str, answer: str, timeout_s: float) -> Judgement:
             return Judgement("correct", "exact arithmetic")
         if "." not in gold and "." not in answer:
             return Judgement("wrong", "exact arithmetic")
-    gold, answer = _out_of_box(gold), _out_of_box(answer)
+    gold, answer = _in_signs(_out_of_box(gold)), _in_signs(_out_of_box(answer))
     if not compact(answer):
         return Judgement("wrong", "no answer")
     if not gold:
         return Judgement("undecided", "the gold is empty")
     if (text := compact(gold)) and text == compact(answer):
         return Judgement("correct", "same text")
+    if (option := _judged_as_option(gold, answer, timeout_s)) is not None:
+        return option
+    if _POINTS.fullmatch(normalized(gold)) and _POINTS.fullmatch(normalized(answer)):
+        return Judgement("wrong", "other letters")  # ABC and ACB: an order, or points, hardly a product
     words = gold_words(gold)
     if words is not None:
-        same = words == plain_words(answer)
+        same = _bare_words(words) == _bare_words(plain_words(answer))
         return Judgement("correct" if same else "wrong", "same words" if same else "other words")
     if _num_prose_words(answer) >= _PROSE_WORDS:
         return Judgement("wrong", "the answer is prose, not mathematics")
@@ -83,9 +82,43 @@ def gold_words(text: str) -> str | None:
     plain = plain_words(text)
     longest = max((len(word) for word in plain.split()), default=0)
     marked = bool(_MARKED_TEXT.fullmatch(normalized(text)))
-    if not _WORDS.fullmatch(plain) or _FORMULA_WORD.fullmatch(plain) or (marked and longest < 2):
+    if plain in _SHORT_WORDS:
+        return plain
+    if not _WORDS.fullmatch(plain) or FORMULA_WORD.fullmatch(plain) or (marked and longest < 2):
         return None
     return plain if marked or longest >= 4 else None
+
+
+def _bare_words(words: str) -> str:
+    words = _ARTICLE.sub("", words.rstrip("."), count=1) if _ARTICLE.match(words) else words.rstrip(".")
+    return _SAME_WORDS.get(words, words)
+
+
+def _in_signs(text: str) -> str:
+    """Superscripts as powers, and the few words that are mathematics as their signs."""
+    text = text if text.isascii() else with_powers(text)
+    if len(text) < 60 and any(c.isalpha() for c in text):
+        words = _bare_words(plain_words(text))
+        return _FORMULA_OF_WORDS.get(words, text)
+    return text
+
+
+def _judged_as_option(gold: str, answer: str, timeout_s: float) -> Judgement | None:
+    """Judge by letter where the gold is an option or a lone letter, and the answer an option; None where they are not.
+
+    A gold with letter and value takes the value alone as well.
+    """
+    option, answer_option = option_of(gold), option_of(answer)
+    lone, answer_lone = _LETTER.fullmatch(normalized(gold)), _LETTER.fullmatch(normalized(answer))
+    letter = lone[1] if lone else option[0] if option else None
+    if letter is None:
+        return None
+    if answer_option or (answer_lone and option):
+        found = answer_option[0] if answer_option else answer_lone[1]
+        return _said(found == letter, f"letter {found}, gold {letter}")
+    if option and option[1]:
+        return verify_math(option[1], answer, timeout_s)
+    return None
 
 
 def _said(same: bool, how: str) -> Judgement:
@@ -99,7 +132,7 @@ def _out_of_box(text: str) -> str:
 
 def _num_prose_words(text: str) -> int:
     """Count the words that are no part of a formula: a sentence with a number in it is no number."""
-    return sum(not _FORMULA_WORD.fullmatch(word) for word in _PROSE.findall(_MARKED_TEXT.sub(" ", text)))
+    return sum(not FORMULA_WORD.fullmatch(word) for word in _PROSE.findall(_MARKED_TEXT.sub(" ", text)))
 
 
 def _compared(gold: str, answer: str) -> Judgement:
@@ -107,38 +140,6 @@ def _compared(gold: str, answer: str) -> Judgement:
         for tree in readings(answer):
             if same_answer(gold_tree, tree):
                 return Judgement("correct", "same value")
+        if gold_tree[0] == "dec" and (decimal := decimal_with_comma(answer)) is not None and same_answer(gold_tree, decimal):
+            return Judgement("correct", "same value")
     return Judgement("wrong", "other value")
-
-
-@functools.lru_cache(maxsize=4096)
-def readings(text: str) -> tuple[Tree, ...]:
-    """The ways to read an answer, the likeliest first: 1,22 is a pair or a decimal; 35 cm a quantity or a product.
-
-    Raises:
-        Unreadable: there is none.
-    """
-    plain = normalized(text)
-    if _CLOCK.fullmatch(words := plain_words(text)):
-        return (("text", words.replace(".", "")),)
-    if _SPACED_THOUSANDS.fullmatch(plain):
-        return (read(plain.replace(" ", "")),)
-    if comma := _DECIMAL_COMMA.fullmatch(plain):
-        decimal = read(f"{comma[1]}.{comma[2]}")
-        return (decimal,) if comma[1] in ("0", "-0") else (read(plain), decimal) if len(comma[2]) != 3 else (read(plain),)
-    if unit := _LEADING_CURRENCY.fullmatch(plain):
-        return (("qty", read(unit["value"]), unit["unit"]),)
-    if (unit := _TRAILING_UNIT.fullmatch(plain)) and _is_unit(unit["unit"], bool(unit["gap"])):
-        value = read(unit["value"].rstrip())
-        if unit["unit"].strip().casefold().rstrip(".") in ("percent", "percentage", "pct"):
-            return (("pct", value),)
-        return (("qty", value, unit["unit"].strip()),)
-    return (read(plain),)
-
-
-def _is_unit(text: str, spaced: bool) -> bool:
-    words = text.replace(".", " ").replace("/", " ").split()
-    if any(_FORMULA_WORD.fullmatch(word.casefold()) for word in words):
-        return False
-    if is_known(text):
-        return spaced or len(text) > 1 or text in "€£¥"
-    return spaced and any(len(word) >= 3 for word in words)

@@ -1,4 +1,4 @@
-"""Matrices: carry out their sums and products, with trees as cells, and compare them."""
+"""Matrices: carry out their sums and products, with trees as cells, and compare them, with tuples too."""
 
 from __future__ import annotations
 
@@ -59,9 +59,29 @@ def _scaled(factor: Tree, matrix: Tree) -> Tree:
     return ("mat", *(tuple(("mul", factor, cell) for cell in row) for row in matrix[1:]))
 
 
+def _read_as_matrix(tree: Tree, other: Tree) -> Tree:
+    """A tuple beside a matrix: a vector, as long a row or column as the other, or rows in brackets, ``[[1, 2], [3, 4]]``."""
+    items = _bracketed(tree)
+    if items is None:
+        return tree
+    rows = [_bracketed(item) for item in items]
+    if all(rows):
+        return ("mat", *(tuple(row or ()) for row in rows))
+    if tree[0] != "tuple" and len(other) != 2:  # [1, 2] is an interval, or a row
+        return tree
+    return ("mat", items) if len(other) == 2 else ("mat", *((item,) for item in items))
+
+
+def _bracketed(tree: Tree) -> Tree | None:
+    if tree[0] == "tuple":
+        return tree[1:]
+    return tree[1:3] if tree[0] == "interval" and tree[3:] == (True, True) else None
+
+
 def same_matrix(gold: Tree, answer: Tree, same: Callable[[Tree, Tree], bool]) -> bool:
     """Whether two matrices are equal cell by cell, after their sums and products are carried out."""
     gold, answer = _matrix(gold), _matrix(answer)
+    gold, answer = _read_as_matrix(gold, answer), _read_as_matrix(answer, gold)
     if gold[0] != "mat" or answer[0] != "mat" or (len(gold), len(gold[1])) != (len(answer), len(answer[1])):
         return False
     return all(same(g, a) for row, other in zip(gold[1:], answer[1:]) for g, a in zip(row, other))

@@ -11,9 +11,9 @@ from stillhouse.pipeline.verifiers.evaluate import decimal_value, exact_value
 from stillhouse.pipeline.verifiers.exact_values import Undecidable, is_constant
 from stillhouse.pipeline.verifiers.judgement import Judgement
 from stillhouse.pipeline.verifiers.latex import Unreadable, normalized
-from stillhouse.pipeline.verifiers.math_answer import readings
+from stillhouse.pipeline.verifiers.readings import readings
 from stillhouse.pipeline.verifiers.tree import Tree
-from stillhouse.pipeline.verifiers.units import is_known, unit_of
+from stillhouse.pipeline.verifiers.units import DEGREE, is_known, unit_of
 
 DEFAULT_REL_TOL = 1e-6
 
@@ -41,9 +41,11 @@ def verify_number(gold: str, answer: str, entry: Mapping[str, Any]) -> Judgement
     gold_unit = gold_unit or entry.get("unit") or unit
     if unit is not None and gold_unit is not None:
         have, want = unit_of(unit), unit_of(gold_unit)
+        if have.dimension == DEGREE and want.offset:  # 20° where °C is meant
+            have = want
         if have.dimension != want.dimension:
             return Judgement("wrong", f"{unit} is not of the kind of {gold_unit}")
-        value *= have.factor / want.factor
+        value = (have.in_si(value) - want.offset) / want.factor
     if rel_tol is None and abs_tol is None:
         rel_tol = Fraction(str(DEFAULT_REL_TOL))
     gap = abs(value - gold_value)
@@ -72,18 +74,25 @@ def _tolerance(entry: Mapping[str, Any], name: str) -> Fraction | None:
     return tolerance
 
 
-# Here a letter is a unit and never a variable: "\\sqrt{2} m", "5m".
-_WITH_UNIT = re.compile(r"(?P<value>.*[\d)}])\s*(?P<unit>[A-Za-zµ%][A-Za-zµ %/^{}\d-]*)")
+# Here a letter is a unit and never a variable: "\\sqrt{2} m", "5m", and a lone "1,5" a decimal and no pair.
+_WITH_UNIT = re.compile(r"(?P<value>.*?(?:[\d)}]|\\pi))\s*(?P<unit>[A-Za-zµ%][A-Za-zµ %/^{}*()\d-]*)")
+_MARKED_UNIT = re.compile(r"\\(?:text\w*|mathrm|mbox|operatorname)\s*\{([^{}]*)\}")
+_TIMES_UNIT = re.compile(r"(?<=[A-Za-z}\d])\s*\\cdot\s*(?=[A-Za-z])")
+_DECIMAL_COMMA = re.compile(r"([-+]?\d+),(\d{1,2}|\d{4,})(?!\d)")
+_EXPONENT = re.compile(r"(?<![A-Za-z\d.\\])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?\d{1,4})(?![\w.])")
+_SCALARS = frozenset(["num", "dec", "const", "add", "neg", "mul", "div", "pow", "fn"])
 
 
 def _number(text: str) -> tuple[Fraction, str | None]:
-    plain = normalized(text)
+    plain = _EXPONENT.sub(r"\1\\times 10^{\2}", text)
+    plain = _TIMES_UNIT.sub("*", _MARKED_UNIT.sub(r" \1 ", normalized(plain))).removeprefix("\\approx").strip()
+    comma = _DECIMAL_COMMA.match(plain)
+    if comma and "," not in plain[comma.end() :]:
+        plain = f"{comma[1]}.{comma[2]}{plain[comma.end() :]}"
     if (parts := _WITH_UNIT.fullmatch(plain)) and is_known(parts["unit"]):
-        tree: Tree = ("qty", readings(parts["value"])[-1], parts["unit"])
+        tree: Tree = ("qty", _named_value(readings(parts["value"])[-1]), parts["unit"])
     else:
-        tree = readings(plain)[-1]  # 1000,99 as a number, not as a pair
-    if tree[0] == "rel" and len(tree[2]) == 2 and tree[1] == ("=",):
-        tree = tree[2][1]
+        tree = _named_value(readings(plain)[-1])
     unit = None
     if tree[0] == "qty":
         tree, unit = tree[1], tree[2]
@@ -91,7 +100,7 @@ def _number(text: str) -> tuple[Fraction, str | None]:
         tree, unit = tree[1], "%"
     elif tree[0] == "deg":
         tree, unit = tree[1], "degree"
-    if not is_constant(tree):
+    if tree[0] not in _SCALARS or not is_constant(tree):
         raise Unreadable("no number")
     exact = exact_value(tree)
     if exact is not None:
@@ -100,3 +109,8 @@ def _number(text: str) -> tuple[Fraction, str | None]:
     if value.imag:
         raise Undecidable("a complex number")
     return Fraction(str(value.real)), unit
+
+
+def _named_value(tree: Tree) -> Tree:
+    """``x = 5`` is 5."""
+    return tree[2][1] if tree[0] == "rel" and len(tree[2]) == 2 and tree[1] == ("=",) else tree

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
+from itertools import pairwise
 from typing import NamedTuple
 
 from stillhouse.pipeline.verifiers.evaluate import decimal_value, exact_value
@@ -12,6 +13,8 @@ from stillhouse.pipeline.verifiers.tree import Tree
 
 _INFINITY: Tree = ("const", "inf")
 _MINUS_INFINITY: Tree = ("neg", _INFINITY)
+_ALL: Tree = ("interval", _MINUS_INFINITY, _INFINITY)
+REALS: Tree = ("sym", "\\mathbb{R}")
 
 
 class Piece(NamedTuple):
@@ -31,18 +34,47 @@ def as_real_set(tree: Tree) -> list[Piece] | None:
         return [_piece(tree[1], tree[2], False, False)]
     if tree[0] == "set":
         return [Piece(point, point, True, True) for point in tree[1:]]
-    if tree == ("sym", "\\mathbb{R}"):
+    if tree == REALS:
         return [Piece(_MINUS_INFINITY, _INFINITY, False, False)]
+    if tree[:2] == ("opaque", "\\setminus") and tree[2] in (REALS, (*_ALL, False, False)) and tree[3][0] in ("set", "list"):
+        return _without_points(tree[3][1:])
     if tree[0] == "union":
         pieces = [as_real_set(part) for part in tree[1:]]
         return None if any(p is None for p in pieces) else [piece for part in pieces for piece in part or ()]
     if tree[0] == "rel":
         return _of_inequality(tree)
+    if (
+        tree[0] in ("either", "both")
+        and len({name.strip("|") for part in tree[1:] for name in part[3] if name is not None}) == 1
+    ):
+        pieces = [_of_inequality(part) for part in tree[1:]]
+        if all(pieces):
+            return [piece for part in pieces for piece in part or ()] if tree[0] == "either" else _common(pieces)
     return None
+
+
+def _common(parts: Sequence[list[Piece] | None]) -> list[Piece] | None:
+    """What lies in all of the parts, of one interval each; None for more pieces, or for nothing in common."""
+    if any(part is None or len(part) != 1 for part in parts):
+        return None
+    pieces = [part[0] for part in parts if part]
+    low = max(pieces, key=lambda piece: (_position(piece.low), not piece.low_closed))
+    high = min(pieces, key=lambda piece: (_position(piece.high), piece.high_closed))
+    if _position(low.low) >= _position(high.high):
+        return None
+    return [Piece(low.low, high.high, low.low_closed, high.high_closed)]
+
+
+def _without_points(points: Sequence[Tree]) -> list[Piece]:
+    """All real numbers but these."""
+    ends = [_MINUS_INFINITY, *sorted(points, key=_position), _INFINITY]
+    return [Piece(low, high, False, False) for low, high in pairwise(ends)]
 
 
 def _piece(low: Tree, high: Tree, low_closed: bool, high_closed: bool) -> Piece:
     """An end at infinity is open, however it is written."""
+    if {low[0], high[0]} & {"interval", "tuple", "list", "set"}:
+        raise Undecidable("an interval between intervals")
     return Piece(low, high, low_closed and low != _MINUS_INFINITY, high_closed and high != _INFINITY)
 
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any, Literal
 
@@ -19,7 +17,9 @@ from stillhouse.pipeline.errors import RecipeError
 from stillhouse.pipeline.extraction import THINK_CLOSE, THINK_OPEN, boxed_answer, fenced_block, strict_answer_of
 from stillhouse.pipeline.verification import DEADLINE_S, ENTRY_FIELDS, NO_GOLD_NEEDED, judge, require_known_kind
 from stillhouse.pipeline.verifiers.choice import letter_of
-from stillhouse.pipeline.verifiers.lenient import lenient_answer, lenient_letter
+from stillhouse.pipeline.verifiers.in_order import in_order
+from stillhouse.pipeline.verifiers.lenient import lenient_answer, lenient_letter, lenient_words
+from stillhouse.pipeline.verifiers.math_answer import gold_words
 
 Extraction = Literal["strict", "lenient"]
 _CHUNK = 16
@@ -70,19 +70,9 @@ def judge_rows(
     num_workers: int = 2,
 ) -> Iterator[dict[str, str]]:
     """Judge rows and yield one verdict each, in their order, lazily; a row that hangs holds up only its own worker."""
-
-    def judge_chunk(chunk: list[Mapping[str, Any]]) -> list[dict[str, str]]:
-        return [judge_row(kind, row, extract=extract, timeout_s=timeout_s) for row in chunk]
-
     source = iter(rows)
-    with ThreadPoolExecutor(num_workers, thread_name_prefix="judge") as threads:
-        waiting: deque[Future[list[dict[str, str]]]] = deque()
-        while True:
-            while len(waiting) < 4 * num_workers and (chunk := list(islice(source, _CHUNK))):
-                waiting.append(threads.submit(judge_chunk, chunk))
-            if not waiting:
-                return
-            yield from waiting.popleft().result()
+    chunks = iter(lambda: list(islice(source, _CHUNK)), [])
+    return in_order(lambda row: judge_row(kind, row, extract=extract, timeout_s=timeout_s), chunks, num_workers=num_workers)
 
 
 def extracted(kind: str, pred: str, extract: Extraction) -> str | None:
@@ -118,6 +108,9 @@ def _judge_leniently(kind: str, gold: str, pred: str, entry: dict[str, Any], tim
         found = lenient_letter(pred)
         return {"verdict": "correct" if found == letter else "wrong", "reason": f"letter {found}, gold {letter}"}
     said = judge(kind, lenient_answer(gold) or gold, answer, entry, timeout_s=timeout_s)
+    if said.outcome != "correct" and "\\boxed" not in pred and kind == "math" and gold_words(gold) is not None:
+        for words in lenient_words(pred):
+            said = judge(kind, gold, words, entry, timeout_s=timeout_s)
     return {"verdict": said.outcome, "reason": said.reason}
 
 

@@ -8,7 +8,7 @@ from stillhouse.pipeline.verifiers.evaluate import decimal_value, exact_value, s
 from stillhouse.pipeline.verifiers.exact_values import Undecidable, Unknown, is_constant
 from stillhouse.pipeline.verifiers.latex import plain_words
 from stillhouse.pipeline.verifiers.tree import BIG_OPERATORS, Tree, contains
-from stillhouse.pipeline.verifiers.units import unit_of
+from stillhouse.pipeline.verifiers.units import DEGREE, Unit, unit_of
 
 _ANSWER_DIGITS = 10
 _GOLD_DIGITS = 4
@@ -29,9 +29,16 @@ def same_quantity(gold: Tree, answer: Tree) -> bool:
             return same_number(gold_number, number)
         if not one.known and not other.known:
             raise Undecidable(f"the units {gold_unit!r} and {answer_unit!r} are not known")
+        if {one.offset, other.offset} != {0} and DEGREE in (one.dimension, other.dimension):  # 20° of 20 °C
+            return same_number(gold_number, number)
+        if one.dimension == other.dimension == DEGREE:  # one of them radians, whose factor is no fraction
+            sides = ((gold_number, one), (number, other))
+            return same_value(*(("deg", side) if unit.factor == 1 else side for side, unit in sides))
+        if {gold_unit.strip(), answer_unit.strip(" s")} == {"£", "pound"}:
+            return same_number(gold_number, number)
         if one.dimension != other.dimension:
             return False
-        return same_value(("mul", ("num", one.factor), gold_number), ("mul", ("num", other.factor), number))
+        return same_value(_in_si(gold_number, one), _in_si(number, other))
     if gold_unit is not None or answer_unit is not None:
         gold, answer = (tree[1] if tree[0] == "qty" else tree for tree in (gold, answer))
         return same_quantity(gold, answer)
@@ -39,9 +46,16 @@ def same_quantity(gold: Tree, answer: Tree) -> bool:
         if mark in (gold[0], answer[0]):
             if gold[0] == answer[0]:
                 return same_number(gold[1], answer[1])
+            value = exact_value(gold)
+            if mark == "pct" and answer[0] == "pct" and value is not None and abs(value) < 1:
+                return same_number(gold, answer)  # 0.25 is 25%, and not 0.25%
             bare = [tree[1] if tree[0] == mark else tree for tree in (gold, answer)]
             return same_number(*bare) or same_number(gold, answer)
     return same_number(gold, answer)
+
+
+def _in_si(number: Tree, unit: Unit) -> Tree:
+    return ("add", ("mul", ("num", unit.factor), number), ("num", unit.offset))
 
 
 def _lone_decimal(tree: Tree) -> tuple[Fraction, int, int] | None:

@@ -6,6 +6,7 @@ user's function can do anything.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,10 +22,16 @@ def verify_json(gold: str, answer: str, entry: Mapping[str, Any], timeout_s: flo
     Args:
         gold: the expected value as JSON text; objects have no order, 1 equals 1.0, true does not equal 1.
         answer: JSON text and nothing else; a fenced block is taken out by ``extraction.answer_of``.
-        entry: ``schema`` (JSON schema, draft 2020-12 unless it names another); ``equal`` false where the gold is one valid
-            example among many and only the schema counts.
+        entry: ``schema`` (JSON schema, or its text; draft 2020-12 unless it names another); ``equal`` false where the gold is
+            one valid example among many and only the schema counts.
     """
-    request = {"op": "json", "what": "json", "answer": answer, "schema": entry.get("schema"), "gold": None}
+    schema = entry.get("schema")
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except ValueError as error:
+            return Judgement("undecided", f"the schema is text, and no JSON: {error}")
+    request = {"op": "json", "what": "json", "answer": answer, "schema": schema, "gold": None}
     if entry.get("equal", True):
         request["gold"] = gold
     elif request["schema"] is None:
@@ -37,7 +44,10 @@ def verify_regex(gold: str, answer: str, entry: Mapping[str, Any], timeout_s: fl
 
     The pattern is ``entry["pattern"]``, and the gold one answer that it matches; without an entry the gold is the pattern.
     """
-    request = {"op": "regex", "what": "regex", "pattern": entry.get("pattern", gold), "answer": answer}
+    pattern = entry.get("pattern", gold)
+    if not isinstance(pattern, str) or not pattern:
+        return Judgement("undecided", f"the pattern must be text, got {pattern!r:.60}")
+    request = {"op": "regex", "what": "regex", "pattern": pattern, "answer": answer}
     return Judgement(*ask(request, timeout_s))
 
 

@@ -6,7 +6,9 @@ A tree is nested tuples, the first element the kind of node:
     ("add", a, b, …)  ("neg", a)  ("mul", a, b, …)  ("div", a, b)  ("pow", a, b)  ("fn", name, a, …)  ("opaque", name, a, …)
     ("pct", a)  ("deg", a)  ("qty", a, unit)  ("text", words)  ("mat", row, …)
     ("list", item, …)  ("tuple", item, …)  ("set", item, …)  ("interval", low, high, low closed, high closed)
-    ("approx", exact, rounded)  ("union", a, b, …)  ("ratio", a, b, …)  ("rel", (operator, …), (side, …), (name or None, …))
+    ("either", relation, …)  ("both", relation, …): inequalities with "or", with "and" between them
+    ("approx", exact, rounded)  ("union", a, b, …)  ("ratio", a, b, …)  ("time", hour, ":30", "a" | "p" | None)
+    ("rel", (operator, …), (side, …), (name or None, …))
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ Tree = tuple[Any, ...]
 
 BIG_OPERATORS = frozenset(["\\sum", "\\prod", "\\int", "\\lim", "\\iint", "\\oint", "\\bigcup", "\\bigcap"])
 ENDS = frozenset(
-    (")", "]", "}", "\\}", ",", ";", ":", "&", "\\\\", "\\rangle", "\\rfloor", "\\rceil", "\\cup", "\\cap", "\\setminus")
-)
+    [*(")", "]", "}", "\\}", ",", ";", ":", "&", "\\\\", "\\rangle", "\\rfloor", "\\rceil"),
+     *("\\cup", "\\cap", "\\setminus", "\\over", "\\choose")]
+)  # fmt: skip
 
 
 def negated(tree: Tree) -> Tree:

@@ -1,17 +1,17 @@
 r"""Give the math verifier answers that are made to hang, execute or cheat, and see that none does.
 
-    python -m tests.harness.hostile [--deadline 2]
+    python -m tests.harness.hostile [--deadline 2] [--every 1]
 
 Each answer is judged as mathematics for a gold of 5 and for one that is a formula, boxed after a think block, bare, and
 leniently (there only for its time: taking "5 or 6" for its last number is what lenient means), and by
 polynomial_multiplication of reasoning-gym, whose scorer hands text to sympy. Nothing may take longer than the deadline and one
-second, touch the marker file, or be accepted; after each the verifier must still judge rightly.
+second, touch the marker file, or be accepted; after each the verifier must still judge rightly. Exit code 1 otherwise.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +19,7 @@ from pathlib import Path
 from stillhouse.pipeline.problems import reasoning_gym_problems
 from stillhouse.pipeline.verification import verify
 from stillhouse.pipeline.verifiers.rows import judge_row
+from tests.harness.side_by_side import parser_of
 
 SLACK_S = 1.0
 
@@ -117,11 +118,15 @@ def run(deadline_s: float, answers_of: slice = slice(None)) -> dict[str, object]
         }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def main() -> int:
+    parser = parser_of(__doc__)
     parser.add_argument("--deadline", type=float, default=2.0, help="seconds an item may take")
-    print(json.dumps(run(parser.parse_args().deadline), indent=2))
+    parser.add_argument("--every", type=int, default=1, help="one answer in so many")
+    arguments = parser.parse_args()
+    report = run(arguments.deadline, slice(None, None, arguments.every))
+    print(json.dumps(report, indent=2))
+    return 1 if any(report[broken] for broken in ("accepted", "past_deadline", "executed", "next_item_spoiled")) else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,21 +5,24 @@ r"""Count false accepts on perturbed answers and false rejects on other writings
 Golds are drawn as values (numbers, polynomials, points, sets, intervals, matrices, quantities, words) and written out. A
 negative is another value of the same family, or the gold's text broken; that it differs from the gold follows from how it was
 made, and is never asked of the verifier. A positive is the same value in another writing. Both are judged as a model would
-write them: boxed after a think block, but for the prose kinds, which are bare.
+write them: boxed after a think block, but for the prose kinds, which are bare. Exit code 1 where more than one negative in a
+thousand is accepted.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 
 from stillhouse.pipeline.verifiers.rows import judge_rows
+from tests.harness.side_by_side import parser_of
 
+MAX_FALSE_ACCEPTS = 0.001
 Case = tuple[str, str, str]
 """(kind of perturbation or writing, gold, prediction)."""
 
@@ -373,15 +376,16 @@ def run(num: int, seed: int) -> dict[str, object]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def main() -> int:
+    parser = parser_of(__doc__)
     parser.add_argument("--num", type=int, default=12_000, help="negatives to draw")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     report = run(arguments.num, arguments.seed)
     report["mistakes"] = report["mistakes"][:40]
     print(json.dumps(report, indent=2, ensure_ascii=False))
+    return 1 if report["false_accepts"] > MAX_FALSE_ACCEPTS * report["num_negatives"] else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

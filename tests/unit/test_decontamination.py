@@ -281,11 +281,12 @@ MARBLES = (
 @pytest.mark.parametrize(
     "text",
     [
-        'We are told "Lena has 14 red marbles in a box.", and then "She gives 9 of them to her brother Tom." It goes on: "Tom then '
-        'owns 31 marbles. How many did he have?"',
-        "Lena has 14 red marbles in a box. (So 14 - 9 = 5 later on.) She gives 9 of them to her brother Tom. Hmm, 5 are left. Tom "
-        "then owns 31 marbles. How many did he have?",
-        "Lena has 14 red mar-\nbles in a box. She gives 9 of them to her brother Tom. Tom then owns 31 mar-\nbles. How many did he have?",
+        'We are told "Lena has 14 red marbles in a box.", and then "She gives 9 of them to her brother Tom." It goes on: '
+        '"Tom then owns 31 marbles. How many did he have?"',
+        "Lena has 14 red marbles in a box. (So 14 - 9 = 5 later on.) She gives 9 of them to her brother Tom. Hmm, 5 are left. "
+        "Tom then owns 31 marbles. How many did he have?",
+        "Lena has 14 red mar-\nbles in a box. She gives 9 of them to her brother Tom. Tom then owns 31 mar-\nbles. How many "
+        "did he have?",
         MARBLES.removeprefix("Lena has ").removesuffix(" he have?") + "\n",
         "> " + MARBLES.replace(". ", ".\n> "),
     ],

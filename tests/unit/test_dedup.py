@@ -157,15 +157,16 @@ def test_clusters_name_the_one_that_stays_in_the_end():
 def test_problems_of_one_template_with_other_words_are_no_duplicates():
     """Puzzles whose few own words stand in a long text are nearly all the same text; each is a problem all the same."""
     text = (
-        "Two strings are isomorphic if the letters of one can be replaced to get the other one. All occurrences of a letter must "
-        "be replaced by another letter while the order stays. No two letters may become the same letter. Say true or false: {} {}"
+        "Two strings are isomorphic if the letters of one can be replaced to get the other one. All occurrences of a letter "
+        "must be replaced by another letter while the order stays. No two letters may become the same one. True or false: {} {}"
     )
     draw = random.Random(0)
     words = ["".join(draw.choice("abcdefgh") for _ in range(4)) for _ in range(60)]
     puzzles = [problem(text.format(one, other)) for one, other in zip(words[::2], words[1::2])]
     assert near_duplicate_problems(puzzles) == []
     story = (
-        "A farmer walks to the market with many hens and sells some of them before noon. Does the farmer {} any of them home?"
+        "A farmer walks to the market with many hens and sells some of them before noon. On the way back it rains, and a "
+        "neighbour with a cart offers a lift as far as the old mill by the river. Does the farmer {} any of the hens home?"
     )
     (found,) = near_duplicate_problems([*puzzles, problem(story.format("carry")), problem(story.format("bring"))])
     assert found.kept_as == problem(story.format("carry")).id

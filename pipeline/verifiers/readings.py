@@ -1,0 +1,149 @@
+r"""The ways to read an answer: what is written like no formula (clock times, number bases, units in plain letters, thousands)
+or has two meanings (1,22 is a pair or a decimal; 35 cm a quantity or a product).
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from fractions import Fraction
+from itertools import pairwise
+
+from stillhouse.pipeline.verifiers.expressions import read
+from stillhouse.pipeline.verifiers.latex import Unreadable, normalized, plain_words
+from stillhouse.pipeline.verifiers.tree import Tree, negated
+from stillhouse.pipeline.verifiers.units import is_known, unit_of
+
+FORMULA_WORD = re.compile(
+    r"(?:a|arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|exp|sqrt|pi|inf|infty|infinity|lg|max|min|gcd|lcm|and|or"
+)
+# A plain number or formula without letters of its own, then a blank and a unit in plain letters: 125 miles, 35 cm, 28 percent.
+_TRAILING_UNIT = re.compile(
+    r"(?P<value>[-+]?(?:[\d.,/ ()+*-]|\\(?:d|t)?frac\s*\{[\d.,]+\}\s*\{[\d.,]+\})*[\d)}])(?P<gap>\s*)"
+    r"(?P<unit>(?:[A-Za-zµ€£¥]|\\%)[A-Za-zµ /.·]*(?:\^\{?-?\d\}?)?(?:/[A-Za-zµ]+(?:\^\{?-?\d\}?)?)?)"
+)
+_LEADING_CURRENCY = re.compile(r"(?P<unit>[€£¥])\s*(?P<value>[\d.,]+)")
+_DECIMAL_COMMA = re.compile(r"([-+]?\d+),(\d{2,})")
+_ONE_DECIMAL_COMMA = re.compile(r"([-+]?\d+),(\d)")
+_SPACED_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+|,\d\d?)?")
+_OTHER_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:'\d{3})+(?:\.\d+)?|[-+]?\d{1,3}(?:_\d{3})+|[-+]?\d{1,3}(?:\.\d{3}){2,}")
+_EUROPEAN = re.compile(r"([-+]?\d{1,3}(?:\.\d{3})+),(\d+)")
+_CLOCK = re.compile(r"(?P<hour>\d{1,2})(?P<rest>(?::\d{2}){0,2}) ?(?P<half>[ap])\.? ?m\.?")
+_TIME = re.compile(r"(?P<hour>\d{1,2})(?P<rest>(?::\d{2}){1,2})")
+_BASED = re.compile(
+    r"\(?(?:\\(?:text|mathrm|mathtt)\{)?(?P<digits>[0-9A-Fa-f]{1,400})\}?\)?\s*_\s*\{?\s*(?:\\(?:text|mathrm)\{)?"
+    r"(?P<radix>\d{1,2}|two|eight|ten|sixteen)\}{0,2}"
+)
+_PREFIXED = re.compile(r"0(?:x(?P<hex>[0-9A-Fa-f]{1,400})|b(?P<bin>[01]{1,1600})|o(?P<oct>[0-7]{1,400}))")
+_RADIX_WORDS = {"two": 2, "eight": 8, "ten": 10, "sixteen": 16}
+_RATIO_IN_WORDS = re.compile(r"(\d+(?:\.\d+)?) to (\d+(?:\.\d+)?)")
+_COUNT_WORD = re.compile(
+    r"(?P<number>\d[\d,]*(?:\.\d{1,30})?)[\s~]*(?P<text>\\text\s*\{\s*)?\b(?P<word>thousand|million|billion|trillion)s?\b(?P<end>\s*\})?"
+)
+_ZEROS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_NUMBER_IN_TEXT = re.compile(r"\\(?:text\w*|mbox|mathrm)\s*\{\s*([-+]?\d[^{}]*)\}")
+_PART_OF_QUANTITY = r"(\d+(?:\.\d+)?) ?([a-z]+)"
+_TWO_UNITS = re.compile(rf"{_PART_OF_QUANTITY},?(?: and)? {_PART_OF_QUANTITY}(?:,?(?: and)? {_PART_OF_QUANTITY})?")
+
+
+@functools.lru_cache(maxsize=4096)
+def readings(text: str) -> tuple[Tree, ...]:
+    """The ways to read an answer, the likeliest first.
+
+    Raises:
+        Unreadable: there is none.
+    """
+    plain = normalized(text).removeprefix("\\approx").lstrip()
+    if inside := _NUMBER_IN_TEXT.fullmatch(plain):
+        return readings(inside[1])
+    if plain[:1].isdigit() or plain[:1] in ("(", "\\", "-", "+"):
+        if "illion" in plain or "thousand" in plain:
+            plain = _COUNT_WORD.sub(_counted, plain)
+        if (special := _not_a_formula(plain, plain_words(plain))) is not None:
+            return special
+    if unit := _LEADING_CURRENCY.fullmatch(plain):
+        return (("qty", read(unit["value"]), unit["unit"]),)
+    if (based := _based(plain)) is not None:
+        return based
+    if (unit := _TRAILING_UNIT.fullmatch(plain)) and _is_unit(unit["unit"], bool(unit["gap"])):
+        value = read(unit["value"].rstrip())
+        if unit["unit"].strip().casefold().rstrip(".") in ("percent", "percentage", "pct"):
+            return (("pct", value),)
+        name = unit["unit"].strip()
+        quantity: Tree = ("qty", value, name)
+        return (quantity, read(plain)) if len(name) <= 2 and name.isalpha() else (quantity,)  # 5 M, 3ac: or a product
+    return (read(plain),)
+
+
+def decimal_with_comma(text: str) -> Tree | None:
+    """Read 1,5 as 1.5: only for an answer to a gold that is a decimal, because 1,5 is two numbers else."""
+    comma = _ONE_DECIMAL_COMMA.fullmatch(normalized(text))
+    return read(f"{comma[1]}.{comma[2]}") if comma else None
+
+
+def _not_a_formula(plain: str, words: str) -> tuple[Tree, ...] | None:
+    if clock := _CLOCK.fullmatch(words):
+        return (("time", int(clock["hour"]), clock["rest"] or ":00", clock["half"]),)
+    if clock := _TIME.fullmatch(plain.replace(" ", "")):
+        return (read(plain), ("time", int(clock["hour"]), clock["rest"], ""))
+    if _SPACED_THOUSANDS.fullmatch(plain):
+        return (read(plain.replace(" ", "").replace(",", ".")),)
+    if _OTHER_THOUSANDS.fullmatch(plain):
+        marks = "'" if "'" in plain else "_" if "_" in plain else "."
+        return (read(plain.replace(marks, "")),)
+    if european := _EUROPEAN.fullmatch(plain):
+        return (read(plain), read(f"{european[1].replace('.', '')}.{european[2]}"))
+    if comma := _DECIMAL_COMMA.fullmatch(plain):
+        decimal = read(f"{comma[1]}.{comma[2]}")
+        return (decimal,) if comma[1] in ("0", "-0") else (read(plain), decimal) if len(comma[2]) != 3 else (read(plain),)
+    if ratio := _RATIO_IN_WORDS.fullmatch(words):
+        return (("ratio", read(ratio[1]), read(ratio[2])),)
+    if (parts := _TWO_UNITS.fullmatch(words)) and (total := _sum_of_units(parts)) is not None:
+        return (total,)
+    return None
+
+
+def _counted(match: re.Match[str]) -> str:
+    """2.5 million becomes 2500000; of a text that goes on (``\\text{ million dollars}``) the rest stays."""
+    number = Fraction(match["number"].replace(",", "")) * 10 ** _ZEROS[match["word"]]
+    plain = str(number) if number.denominator == 1 else f"{number.numerator}/{number.denominator}"
+    return plain + ("\\text{" if match["text"] and not match["end"] else "" if match["text"] else match["end"] or "")
+
+
+def _based(plain: str) -> tuple[Tree, ...] | None:
+    r"""Numbers in a base that the reader of formulas would take for letters: ``1A_{16}``, ``(1010)_2``, ``0xFF``."""
+    negative, plain = plain.startswith("-"), plain.removeprefix("-")
+    if prefixed := _PREFIXED.fullmatch(plain):
+        digits, radix = next((prefixed[name], base) for name, base in (("hex", 16), ("bin", 2), ("oct", 8)) if prefixed[name])
+    elif based := _BASED.fullmatch(plain):
+        digits, radix = based["digits"], _RADIX_WORDS.get(based["radix"]) or int(based["radix"])
+        if not digits.isdigit() and not (digits[0].isdigit() or (radix == 16 and len(digits) > 1)):  # A_1 is a name
+            return None
+    else:
+        return None
+    try:
+        tree: Tree = ("num", Fraction(int(digits, radix)))
+    except ValueError as error:
+        raise Unreadable(f"{digits} is no number in base {radix}") from error
+    return (negated(tree) if negative else tree,)
+
+
+def _sum_of_units(parts: re.Match[str]) -> Tree | None:
+    """``1 hour 30 minutes`` in its last unit; None where the units are unknown, not of one kind, or not falling."""
+    numbers, names = parts.groups()[0::2], parts.groups()[1::2]
+    pairs = [(Fraction(number), name) for number, name in zip(numbers, names) if number is not None]
+    units = [unit_of(name) for _, name in pairs]
+    falling = all(one.factor > other.factor and one.dimension == other.dimension for one, other in pairwise(units))
+    if not falling or not all(unit.known for unit in units):
+        return None
+    total = sum((number * unit.factor for (number, _), unit in zip(pairs, units)), Fraction(0))
+    return ("qty", ("num", total / units[-1].factor), pairs[-1][1])
+
+
+def _is_unit(text: str, spaced: bool) -> bool:
+    words = text.replace(".", " ").replace("/", " ").split()
+    if any(FORMULA_WORD.fullmatch(word.casefold()) and word != "min" for word in words):
+        return False
+    if is_known(text):
+        return spaced or len(text) > 1 or text in "€£¥"
+    return spaced and any(len(word) >= 3 for word in words)
