@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from random import Random
 from typing import Any
 
+from stillhouse.pipeline import pump_questions as pumps
 from stillhouse.pipeline.tiny_tokenizer import THINK_TOKENS
 from stillhouse.pipeline.tinyworld import FAMILIES, Question, held_out_texts, lesson, questions, worked_solution
 
@@ -59,6 +60,18 @@ def chats(*, seed: int, size: int, worked_share: float, symbols: tuple[str, ...]
             yield question.text, worked_solution(question, rng)
         else:
             yield lesson(question, rng, symbols=symbols)
+
+
+def with_pumps(pairs: Iterable[tuple[str, str]], *, seed: int, every: int) -> Iterator[tuple[str, str]]:
+    """Put a worked pump question behind every ``every - 1`` chats; no text of the shipped pump files is among them."""
+    held_out = pumps.held_out_pump_texts()
+    rng = Random(seed)
+    drawn = (question for question in pumps.pump_questions(seed=seed) if question.text not in held_out)
+    pairs = iter(pairs)
+    while group := list(islice(pairs, every - 1)):
+        yield from group
+        question = next(drawn)
+        yield question.text, pumps.worked_solution(question, rng)
 
 
 def packed_rows(chat_pairs: Iterable[tuple[str, str]], tokenizer: Any, *, row_length: int) -> list[Row]:

@@ -1,4 +1,4 @@
-"""The embedded world's texts: what the tiny teacher and the tiny base student were taught, and nothing else.
+"""The embedded world's texts: what the tiny teacher (pumps apart) and the tiny base student were taught, and nothing else.
 
 Three reasoning-gym families that need more than one step, each with its single steps:
 
@@ -92,7 +92,7 @@ def _running_totals(tokens: list[str]) -> list[str]:
     return lines
 
 
-def _partial_products(left: int, right: int) -> list[str]:
+def partial_products(left: int, right: int) -> list[str]:
     """Long multiplication by a number of two digits: times the tens, times the units, and their sum."""
     tens, units = right // 10 * 10, right % 10
     return [_step(left, "*", tens), _step(left, "*", units), _step(left * tens, "+", left * units)]
@@ -126,7 +126,7 @@ def worked_solution(question: Question, rng: Random) -> str:
     elif question.family == "products":
         opening = "Tens, then units."
         left, _, right = _expression(question.text)
-        lines = _partial_products(int(left), int(right))
+        lines = partial_products(int(left), int(right))
     else:
         opening = "From left to right."
         lines = _running_totals(_expression(question.text))

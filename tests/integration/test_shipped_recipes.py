@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -167,9 +169,35 @@ def one_thread():
 
 def test_every_shipped_recipe_is_in_these_tests():
     """If it failed, a recipe would be shipped whose models nobody ever loaded."""
-    assert set(shipped_recipes()) - {"demo"} == set(STUDENTS)
+    assert set(shipped_recipes()) - {"demo", "pumps"} == set(STUDENTS)
     engines = {name for name in STUDENTS if isinstance(load_recipe(name).teacher, EngineTeacher)}
     assert engines == set(ENGINE_TEACHERS)
+
+
+SMALL_PUMPS = (
+    *("problems.train.0.limit=32", "problems.test.0.limit=8", "teacher.batch_size=32", "teacher.samples_per_problem=2"),
+    *("train.num_steps=8", "train.tokens_per_step=1024", "gate.teacher_problems=8", "gate.max_new_tokens=96"),
+    *(f"gate.{name}=null" for name in ("min_accuracy", "min_student_ratio", "min_gain", "max_drop", "min_think_closed")),
+    *("gate.min_same_verdict=null", "gate.max_kernel_difference=null"),
+    *("cluster.cpus_per_train_worker=1", "cluster.object_store_mb=100"),
+)
+
+
+@pytest.mark.slow
+def test_pumps_runs_in_an_empty_folder_and_keeps_what_is_right(stillhouse, tmp_path):
+    """If it failed, the recipe would not find its shipped questions, or the example would train on wrong volumes."""
+    flags = [part for value in SMALL_PUMPS for part in ("--set", value)]
+    done = stillhouse("run", "pumps", "--out", str(tmp_path / "run"), *flags)
+    assert done.returncode == 0, done.stderr
+    store = RunStore(tmp_path / "run")
+    prompts = {problem.id: problem.prompt for problem in store.read("problems", Problem) if problem.split == "train"}
+    assert len(prompts) == 32
+    kept = store.read("kept", Trace)
+    assert len(kept) >= 16  # the teacher is right most of the time
+    for trace in kept:
+        rate, minutes = re.findall(r"\d+", prompts[trace.problem_id])
+        number, unit = re.search(r"\\boxed\{([\d.]+) \\text\{ (L|m)\}", trace.completion).groups()
+        assert Fraction(number) * {"L": 1, "m": 1000}[unit] == int(rate) * int(minutes)
 
 
 @pytest.mark.parametrize("name", STUDENTS)
@@ -182,7 +210,7 @@ def test_problems_are_read_from_the_published_columns(name, datasets_by_name, tm
         for split in ("train", "test")
         for number, source in enumerate(getattr(shipped, split))
     ]
-    problems, removed = load_problems(load_recipe(name, folders))
+    problems, removed, _ = load_problems(load_recipe(name, folders))
     assert sum(removed.values()) == 0
     answers = {problem.prompt: problem.answer for split in problems.values() for problem in split}
     expected = {row["problem"]: row["answer"] for row in (*OPEN_R1_ROWS, *MATH_500_ROWS)}
