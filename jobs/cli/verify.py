@@ -13,6 +13,7 @@ import typer
 
 from stillhouse.jobs.cli.say import JsonOption, say
 from stillhouse.pipeline.errors import ExitCode, RecipeError
+from stillhouse.pipeline.sandbox.choice import VARIABLE, chosen_sandbox
 
 _READ_BYTES = 1 << 20
 _CHUNK_LINES = 16
@@ -37,6 +38,16 @@ def verify(
         typer.Option("--extract", help="strict: the last box after </think>; lenient: also the answer that prose announces."),
     ] = Extract.strict,
     timeout_s: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds for one row; past it: undecided.")] = 5.0,
+    sandbox: Annotated[
+        str | None,
+        typer.Option(
+            "--sandbox",
+            metavar="WHERE",
+            envvar=VARIABLE,
+            help="Where programs run: strict (the default; no verdict where this machine cannot give it), unsafe-confined, "
+            "unsafe-limits, or the http(s) address of a sandbox service.",
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Rows judged side by side.")] = 2,
     self_test: Annotated[
         str | None, typer.Option("--self-test", metavar="RECIPE", help="Instead: prove the verifiers on a recipe's problems.")
@@ -52,6 +63,9 @@ def verify(
     reason; a row's "id" is repeated beside it. A row that cannot be read is undecided, says its line, and makes the exit
     code 2.
     """
+    if sandbox is not None:
+        os.environ[VARIABLE] = sandbox  # the stages of a run go by the variable as well
+        chosen_sandbox()
     if self_test is not None:
         return _self_test(self_test, overrides, as_json)
     from stillhouse.pipeline.verification import require_known_kind
