@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 import time
 from pathlib import Path
 
@@ -140,9 +139,3 @@ class ServerAt(ChatServer):
     def server_bind(self) -> None:
         self.server_address = ("127.0.0.1", self._port)
         super().server_bind()
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]

@@ -32,6 +32,7 @@ from stillhouse.pipeline.records import Planned, Trace
 from stillhouse.pipeline.store import RunStore
 from stillhouse.pipeline.trace_store.checks import verify_store
 from stillhouse.pipeline.trace_store.store import TraceStore
+from stillhouse.teachers.engine_process import free_port
 from tests.small_demo import SMALL_DEMO, command
 
 NUM_NODES = 3
@@ -52,7 +53,7 @@ class Cluster:
             "OMP_NUM_THREADS": "1",
             "OMP_WAIT_POLICY": "PASSIVE",
         }
-        self.port = free_port()
+        self.port = free_port("127.0.0.1")
         self.nodes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Cluster:
@@ -153,12 +154,6 @@ class Run:
         except StillhouseError:
             sealed = 0
         return answered + sealed, under_way
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def answers(port: int) -> bool:

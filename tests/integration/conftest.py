@@ -9,9 +9,11 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from stillhouse.jobs.cluster import ray_session
 from tests.small_demo import command
 
 
@@ -39,6 +41,18 @@ def cluster_environment(environment, tmp_path_factory) -> Iterator[dict[str, str
     with Path(tempfile.gettempdir(), f"stillhouse-tests-cluster-{os.getuid()}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield environment | {"HOME": str(tmp_path_factory.mktemp("cluster-home"))}
+
+
+@pytest.fixture(scope="module")
+def ray(tmp_path_factory) -> Iterator[Any]:
+    """A local Ray with a home of its own, because Ray writes a token there."""
+    home = os.environ.get("HOME", "")
+    os.environ["HOME"] = str(tmp_path_factory.mktemp("home"))
+    try:
+        with ray_session(None, object_store_mb=100, num_cpus=4) as session:
+            yield session
+    finally:
+        os.environ["HOME"] = home
 
 
 @pytest.fixture

@@ -12,13 +12,8 @@ import psutil
 import pytest
 
 from stillhouse.pipeline.report import read_report
+from stillhouse.teachers.engine_process import free_port
 from tests.small_demo import SMALL_DEMO, command, small_demo
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_for(what: str, check, timeout_s: float = 180) -> None:
@@ -50,7 +45,7 @@ def cluster(tmp_path_factory, cluster_environment):
     """A head and a second node, each with one CPU, so that two actors have to be on two nodes."""
     environment = cluster_environment
     folder = tmp_path_factory.mktemp("c")
-    port, dashboard = free_port(), free_port()
+    port, dashboard = free_port("127.0.0.1"), free_port("127.0.0.1")
     ray = str(Path(sys.executable).with_name("ray"))
     head = [
         *(ray, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=1"),

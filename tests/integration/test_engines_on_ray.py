@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
 
 import psutil
 import pytest
 
-from stillhouse.jobs.cluster import ray_session
 from stillhouse.pipeline.errors import ClusterError
 from stillhouse.teachers.endpoint import Endpoints
 from stillhouse.teachers.engine_commands import EngineSpec
 from tests.small_engine_pool import ask_while, pool_of, servers
-
-
-@pytest.fixture(scope="module")
-def ray(tmp_path_factory):
-    """A local Ray with a home of its own, because Ray writes a token there."""
-    home = os.environ.get("HOME", "")
-    os.environ["HOME"] = str(tmp_path_factory.mktemp("home"))
-    try:
-        with ray_session(None, object_store_mb=100, num_cpus=4) as session:
-            yield session
-    finally:
-        os.environ["HOME"] = home
 
 
 @pytest.fixture

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 import psutil
 import pytest
 
-from stillhouse.jobs.cluster import ray_session
 from stillhouse.jobs.generators import GeneratorPool, GeneratorSpec, chunks
 from stillhouse.jobs.sources import resolve_teacher
 from stillhouse.pipeline.errors import ClusterError, TeacherError
@@ -16,18 +14,6 @@ from stillhouse.pipeline.records import Sampling
 
 PROMPT = "<|im_start|>user\nSolve the following multiplication: {} * 12. Give only the result as your final answer.<|im_end|>\n"
 SAMPLING = Sampling(0.6, 0.95, 40)
-
-
-@pytest.fixture(scope="module")
-def ray(tmp_path_factory):
-    """A local Ray with a home of its own."""
-    home = os.environ.get("HOME", "")
-    os.environ["HOME"] = str(tmp_path_factory.mktemp("home"))
-    try:
-        with ray_session(None, object_store_mb=100, num_cpus=2) as session:
-            yield session
-    finally:
-        os.environ["HOME"] = home
 
 
 @pytest.fixture

@@ -13,9 +13,10 @@ import pytest
 from stillhouse.pipeline.errors import TeacherError
 from stillhouse.pipeline.records import Trace
 from stillhouse.teachers.endpoint import Endpoints, TimeLimits
+from stillhouse.teachers.engine_process import free_port
 from stillhouse.teachers.retrying import retry_after_s
 from tests.chat_server import status
-from tests.endpoint_run import ServerAt, answer, complete, free_port, request
+from tests.endpoint_run import ServerAt, answer, complete, request
 
 
 @pytest.mark.parametrize("code", [429, 503, 500])
@@ -113,7 +114,7 @@ def test_refusals_for_load_use_up_no_attempts_but_the_deadline_holds(server, sle
 
 def test_an_unreachable_port_is_one_clear_error(slept, run):
     """If it failed, a wrong base_url would end in a traceback of three libraries."""
-    url = f"http://127.0.0.1:{free_port()}/v1"
+    url = f"http://127.0.0.1:{free_port('127.0.0.1')}/v1"
     with pytest.raises(TeacherError, match=rf"'tiny' at {url} cannot be reached") as caught:
         run.one(url, slept=slept, max_attempts=4)
     assert caught.value.exit_code == 4
@@ -123,7 +124,7 @@ def test_an_unreachable_port_is_one_clear_error(slept, run):
 
 def test_an_endpoint_that_is_down_for_a_while_costs_no_request_its_attempts(model, slept, run):
     """If it failed, an engine that is started again would end the run for every request that met it down."""
-    port = free_port()
+    port = free_port("127.0.0.1")
     endpoints = Endpoints([f"http://127.0.0.1:{port}/v1"], open_after_s=0.0, probe_after_s=0.1)
     notes: list[str] = []
 
@@ -153,7 +154,7 @@ def test_an_endpoint_that_never_answered_is_given_up_with_one_message(slept, run
     """If it failed, a wrong base_url would keep a run waiting for hours."""
     notes: list[str] = []
     options = {"slept": slept, "max_concurrent": 30, "note": notes.append}
-    errors = run.complete(f"http://127.0.0.1:{free_port()}/v1", texts=list(map(str, range(60))), **options)
+    errors = run.complete(f"http://127.0.0.1:{free_port('127.0.0.1')}/v1", texts=list(map(str, range(60))), **options)
     assert len({str(error) for error in errors}) == 1
     assert "cannot be reached" in str(errors[0])
     assert len(notes) == 1
@@ -178,7 +179,7 @@ def test_a_request_whose_endpoint_goes_away_for_good_ends_at_its_deadline(server
 
 def test_requests_move_to_the_replicas_that_live(server, slept, run):
     """If it failed, one dead engine replica of several would end the run."""
-    dead = f"http://127.0.0.1:{free_port()}/v1"
+    dead = f"http://127.0.0.1:{free_port('127.0.0.1')}/v1"
     traces = run.complete(dead, server.base_url, texts=list(map(str, range(30))), slept=slept, max_concurrent=4)
     assert [type(trace) for trace in traces] == [Trace] * 30
     assert sum(row["endpoint"] == dead for row in run.calls()) <= 8

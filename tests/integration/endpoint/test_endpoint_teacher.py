@@ -17,9 +17,10 @@ from stillhouse.pipeline.extraction import split_reasoning
 from stillhouse.pipeline.records import Sampling, Trace
 from stillhouse.pipeline.trace_store.budget import Budget
 from stillhouse.teachers.endpoint import ChatClient, Endpoints, RefusedRequestError, build_body
+from stillhouse.teachers.engine_process import free_port
 from stillhouse.teachers.loops import LoopDetector
 from tests.chat_server import ChatServer, changed, cut_off, reset, status
-from tests.endpoint_run import SAMPLING, answer, complete, free_port, request
+from tests.endpoint_run import SAMPLING, answer, complete, request
 
 
 def test_completions_are_the_models_own_and_belong_to_their_requests(server, model, slept, run):
@@ -215,7 +216,7 @@ def test_a_redirect_is_not_followed(server, model, slept, run, code):
 def test_no_proxy_of_the_environment_gets_the_prompts(server, slept, run, monkeypatch, tmp_path):
     """If it failed, prompts and key would go through whatever proxy a machine happens to have set."""
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port('127.0.0.1')}")
     (tmp_path / ".netrc").write_text("default login a password b\n")
     monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
     run.one(server.base_url, slept=slept)
@@ -273,7 +274,7 @@ def test_transformers_serve_is_a_teacher(tmp_path, model, run):
     if not is_serve_available():
         pytest.skip("transformers serve needs its extra: pip install 'transformers[serving]'")
     folder = model.model.config._name_or_path
-    port = free_port()
+    port = free_port("127.0.0.1")
     command = "from transformers.cli.transformers import main; main()"
     arguments = ["serve", folder, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
     with (tmp_path / "log").open("wb") as log:
