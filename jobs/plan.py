@@ -29,7 +29,8 @@ from stillhouse.jobs.plan_stages import (
 from stillhouse.jobs.plan_teacher import engine_lines, expected_samples, missing_for_teacher, replayed_rows
 from stillhouse.jobs.plan_verifiers import FIRST_PROBLEMS, verifier_lines
 from stillhouse.jobs.plan_words import in_bytes, in_dollars, in_hours, in_number, in_short, plural
-from stillhouse.jobs.recipe import DatasetSource, FileSource, ReasoningGymSource, Recipe
+from stillhouse.jobs.recipe import Recipe
+from stillhouse.jobs.recipe_problems import DatasetSource, FileSource, ReasoningGymSource
 from stillhouse.jobs.recipe_teacher import EndpointTeacher, EngineTeacher, ReplayTeacher
 from stillhouse.jobs.sources import longest_completion, teacher_resources
 from stillhouse.pipeline.row_files import count_rows

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from stillhouse.jobs.model_facts import is_path
-from stillhouse.jobs.recipe import DatasetSource, FileSource, ReasoningGymSource, Recipe
+from stillhouse.jobs.recipe import Recipe
+from stillhouse.jobs.recipe_problems import DatasetSource, FileSource, ReasoningGymSource
 from stillhouse.jobs.recipe_teacher import ReplayTeacher
 from stillhouse.jobs.sources import SPLITS, read_source, require_sound, self_checks
 from stillhouse.pipeline.errors import StillhouseError

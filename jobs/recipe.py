@@ -1,7 +1,7 @@
 """The recipe: one YAML file that says what is distilled into what, and how a run of it is judged.
 
-This module, with the teacher's part in `stillhouse.jobs.recipe_teacher`, is the only schema. ``load_recipe`` reads a file or a
-shipped name, applies ``--set`` overrides, and answers every mistake with one sentence that names the key. Below ``jobs/``
+This module, with its parts in `recipe_problems`, `recipe_teacher` and `recipe_filters`, is the only schema. ``load_recipe`` reads a
+file or a shipped name, applies ``--set`` overrides, and answers every mistake with one sentence that names the key. Below ``jobs/``
 nothing takes a recipe: functions take plain arguments.
 
 Relative paths in a recipe file start at that file's folder, those in an override at the working directory. A model is a
@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from stillhouse.jobs.own_code import search_in
 from stillhouse.jobs.recipe_file import anchor_paths, find_recipe, read_mapping, sentence, shipped_files, with_override
+from stillhouse.jobs.recipe_filters import Filters, Select
+from stillhouse.jobs.recipe_problems import Problems
 from stillhouse.jobs.recipe_section import (
     Count,
     NonNegativeFloat,
@@ -29,227 +31,10 @@ from stillhouse.jobs.recipe_section import (
     Seed,
     Share,
     Text,
-    VerifierKind,
 )
 from stillhouse.jobs.recipe_teacher import AnyTeacher, EngineTeacher, ReplayTeacher
 from stillhouse.pipeline.errors import RecipeError
-from stillhouse.pipeline.filters.settings import FilterSetting, make_filter
 from stillhouse.teachers.known import MOVING_NAMES
-
-
-class ReasoningGymSource(Section):
-    """Problems that a ``reasoning-gym`` task generates, with that task's own verifier."""
-
-    source: Literal["reasoning_gym"]
-    task: Text
-    """Name of the task, for example chain_sum."""
-    size: PositiveInt
-    """Number of problems."""
-    seed: Seed
-    """Seed of the generator; a split needs one of its own."""
-    options: dict[str, Any] = Field(default={})
-    """The task's own settings, for example {min_terms: 4}."""
-
-
-class FileSource(Section):
-    """Problems from a local JSONL or Parquet file, one row each."""
-
-    source: Literal["file"]
-    path: Text
-    """The file; a relative path starts at the recipe's folder."""
-    prompt_field: Text = "prompt"
-    """Column with the question."""
-    answer_field: Text = "answer"
-    """Column with the gold answer."""
-    answer_after: Text | None = None
-    """Take the gold from behind the last occurrence of this marker, for example '#### ' for GSM8K; null takes the whole."""
-    topic_field: Text | None = None
-    """Column with a problem's topic, which the selection shares out over; null takes `topic` where a row has it as text."""
-    kind: VerifierKind = "math"
-    """Which verifier judges an answer: math, choice, exact, number, json, regex, code, or python:package.module:function. Rows
-    bring along what it needs: number rel_tol, abs_tol and unit, json schema, regex pattern, code tests and entry_point."""
-    limit: PositiveInt | None = None
-    """At most this many rows, from the start; null takes all."""
-
-
-class DatasetSource(Section):
-    """Problems from a data set that ``datasets.load_dataset`` knows."""
-
-    source: Literal["dataset"]
-    name: Text
-    """Name on the hub, or a local folder."""
-    subset: Text | None = None
-    """Configuration of the data set; null takes its default."""
-    split: Text = "train"
-    """Split of the data set."""
-    revision: Text | None = None
-    """Commit or tag of the data set; null takes the newest."""
-    prompt_field: Text = "problem"
-    """Column with the question."""
-    answer_field: Text = "answer"
-    """Column with the gold answer."""
-    answer_after: Text | None = None
-    """Take the gold from behind the last occurrence of this marker, for example '#### ' for GSM8K; null takes the whole."""
-    topic_field: Text | None = None
-    """Column with a problem's topic, which the selection shares out over; null takes `topic` where a row has it as text."""
-    kind: VerifierKind = "math"
-    """Which verifier judges an answer: math, choice, exact, number, json, regex, code, or python:package.module:function. Rows
-    bring along what it needs: number rel_tol, abs_tol and unit, json schema, regex pattern, code tests and entry_point."""
-    limit: PositiveInt | None = None
-    """At most this many rows, from the start; null takes all."""
-
-
-Source = Annotated[ReasoningGymSource | FileSource | DatasetSource, Field(discriminator="source")]
-
-
-class Problems(Section):
-    """Prompts with checkable answers, by split."""
-
-    train: tuple[Source, ...] = ()
-    """What the teacher answers and the student learns from; empty where traces are replayed, which bring theirs along."""
-    validation: tuple[Source, ...] = ()
-    """Held out of training, for tuning a recipe; no figure of the report comes from it."""
-    test: Annotated[tuple[Source, ...], Field(min_length=1)]
-    """What the gate measures on; traces that contain a test problem are dropped."""
-
-    @model_validator(mode="after")
-    def _splits_differ(self) -> Problems:
-        seen: dict[tuple[str, int], str] = {}
-        for split in ("train", "validation", "test"):
-            for source in getattr(self, split):
-                if isinstance(source, ReasoningGymSource):
-                    other = seen.setdefault((source.task, source.seed), split)
-                    if other != split:
-                        raise ValueError(
-                            f"uses task {source.task} with seed {source.seed} in {other} and in {split}; "
-                            "give each split a seed of its own"
-                        )
-        return self
-
-
-def _mode_of_switch(value: Any) -> Any:
-    """YAML reads a bare ``off`` as false; true and false are understood as drop and off."""
-    return {True: "drop", False: "off"}.get(value, value) if isinstance(value, bool) else value
-
-
-Mode = Annotated[Literal["drop", "shadow", "off"], BeforeValidator(_mode_of_switch)]
-
-
-class FilterStep(Section):
-    """One filter of the recipe's list."""
-
-    name: Text
-    """finished, think_block, answer_present, length, control_tokens, repetition, refusal, system_prompt_leak, language,
-    contradiction, or your own as package.module:function, which takes a trace and gives None or (reason, evidence)."""
-    mode: Mode = "drop"
-    """shadow runs it without dropping, and reports what it would do."""
-    options: dict[str, Any] = Field(default={})
-    """The filter's own settings, for example {max_percentile: 95} for length."""
-
-
-class EvaluationSet(Section):
-    """A named set whose items are kept out of the training rows, beside the run's own test problems."""
-
-    name: Text
-    """A .jsonl or .parquet file, or a data set on the hub."""
-    field: Text | None = None
-    """Column of the prompts; null finds it."""
-    subset: Text | None = None
-    """Configuration of the data set; null takes its default."""
-    split: Text = "test"
-    """Split of the data set."""
-    revision: Text | None = None
-    """Commit or tag of the data set; null takes the newest."""
-
-
-class Filters(Section):
-    """Which traces are dropped, beyond those whose answer is not verified as correct."""
-
-    min_tokens: PositiveInt = 1
-    """Shortest completion that is kept, in the teacher's tokens."""
-    max_tokens: PositiveInt | None = None
-    """Longest completion that is kept, in the teacher's tokens; null takes teacher.sampling.max_new_tokens."""
-    verify_dropped: bool = True
-    """Verify what a filter dropped as well, so that the report can say what the filter costs in right answers."""
-    list: tuple[FilterStep, ...] = ()
-    """The filters in their order, with their settings; empty takes the default ones, whose length has the bounds above."""
-    near_duplicates: Mode = "shadow"
-    """What becomes of near duplicates among one problem's traces; exact ones are always dropped."""
-    near_prompts: Mode = "shadow"
-    """What becomes of traces whose prompt nearly repeats another problem's."""
-    decontaminate: Mode = "drop"
-    """What becomes of traces whose prompt or completion contains an item of the test problems or of evaluation_sets."""
-    evaluation_sets: tuple[EvaluationSet, ...] = ()
-    """Further sets whose items no training row may show."""
-
-    @model_validator(mode="after")
-    def _range(self) -> Filters:
-        if self.max_tokens is not None and self.max_tokens < self.min_tokens:
-            raise ValueError(f"keeps nothing: max_tokens={self.max_tokens} is below min_tokens={self.min_tokens}")
-        if self.decontaminate == "off" and self.evaluation_sets:
-            raise ValueError(
-                "names evaluation_sets, and decontaminate is off: leave one of them out, or set it to drop or shadow"
-            )
-        if (
-            self.list
-            and {"min_tokens", "max_tokens"} & self.model_fields_set
-            and (self.min_tokens, self.max_tokens) != (1, None)
-        ):
-            raise ValueError("has a list, whose length filter takes the bounds as options; leave min_tokens and max_tokens out")
-        for step in self.list:
-            try:
-                make_filter(FilterSetting(step.name, step.mode, step.options))
-            except RecipeError as error:
-                raise ValueError(f"list: {error}") from error
-        return self
-
-
-Band = Annotated[tuple[Share, Share], Field(strict=False)]
-
-
-class Select(Section):
-    """Which of the kept traces become training rows."""
-
-    per_problem: PositiveInt = 1
-    """At most this many traces of one problem."""
-    strategy: Literal["shortest", "longest", "mixed", "random"] = "shortest"
-    """Which of a problem's correct traces are taken; mixed takes short and long ones in turn."""
-    teacher_band: Band | None = None
-    """[lowest, highest] share of a problem's traces that are right; others are too hard or too easy. null takes all."""
-    student_band: Band | None = None
-    """[lowest, highest] share of the base student's own answers to a problem that are right: what it solves already teaches it
-    nothing. Has the base answer every problem that has traces, before filtering; null takes all and asks it nothing."""
-    student_samples: PositiveInt = 4
-    """Answers of the base student to each problem, for student_band. A share is exact to 1 / student_samples."""
-    student_temperature: NonNegativeFloat = 1.0
-    """How those answers are sampled; top_p, max_new_tokens and the rest are the gate's. At 1, the base's own distribution, the
-    share of right ones estimates the probability that training is to raise; lower values push it towards 0 and 1."""
-    per_source: PositiveInt | None = None
-    """At most this many traces of one source of problems, its topics in turn; null takes all."""
-    max_examples: PositiveInt | None = None
-    """At most this many training rows, shared over the sources and their topics; null takes all."""
-    balance: Literal["proportional", "equal"] = "proportional"
-    """How max_examples is shared over the topics of all sources: as they stand, or equally as far as each has enough."""
-
-    @model_validator(mode="after")
-    def _bands_hold_something(self) -> Select:
-        for name in ("teacher_band", "student_band"):
-            band = getattr(self, name)
-            if band is not None and band[0] > band[1]:
-                raise ValueError(f"{name}={list(band)} keeps nothing: the lowest share is above the highest")
-        if self.student_band is None:
-            return self
-        low, high = self.student_band
-        if not any(low <= right / self.student_samples <= high for right in range(self.student_samples + 1)):
-            raise ValueError(
-                f"student_band={[low, high]} keeps nothing: no share of {self.student_samples} answers lies in it; raise "
-                "student_samples or widen the band"
-            )
-        if self.student_temperature == 0 and self.student_samples > 1:
-            raise ValueError(
-                f"student_temperature=0 gives the same answer {self.student_samples} times; raise it, or set student_samples=1"
-            )
-        return self
 
 
 class Lora(Section):

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stillhouse.jobs.generators import GeneratorSpec
-from stillhouse.jobs.recipe import DatasetSource, FileSource, ReasoningGymSource, Recipe
+from stillhouse.jobs.recipe import Recipe
+from stillhouse.jobs.recipe_problems import DatasetSource, FileSource, ReasoningGymSource
 from stillhouse.jobs.recipe_teacher import EngineTeacher, ReplayTeacher, TransformersTeacher
 from stillhouse.jobs.replaying import replayed_problems
 from stillhouse.pipeline.errors import RecipeError

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.jobs import remote
-from stillhouse.jobs.recipe import FileSource, Recipe
+from stillhouse.jobs.recipe import Recipe
+from stillhouse.jobs.recipe_problems import FileSource
 from stillhouse.jobs.recipe_teacher import ReplayTeacher
 from stillhouse.jobs.run_state import RunState, StageOutput, read_problems
 from stillhouse.jobs.sources import file_hashes, gate_sampling, load_problems, test_problems

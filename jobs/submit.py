@@ -26,7 +26,8 @@ from typing import Any
 from stillhouse.jobs.cluster import use_token
 from stillhouse.jobs.environment import worker_environment
 from stillhouse.jobs.own_code import own_modules
-from stillhouse.jobs.recipe import FileSource, Recipe
+from stillhouse.jobs.recipe import Recipe
+from stillhouse.jobs.recipe_problems import FileSource
 from stillhouse.jobs.recipe_teacher import ReplayTeacher
 from stillhouse.pipeline.errors import ClusterError, ExitCode, RecipeError, first_line
 

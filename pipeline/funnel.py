@@ -125,7 +125,7 @@ def survey_batch(
     def as_counted(trace: Trace) -> Seen:
         verdict = deciding[trace.key]
         fate: Fate = "not chosen" if verdict.keep else "not right" if verdict.outcome else "filtered"
-        return seen(trace, source=problems_by_id[trace.problem_id].source, outcome=outcomes.get(trace.key, ""), fate=fate)
+        return seen(trace, problems_by_id[trace.problem_id], outcome=outcomes.get(trace.key, ""), fate=fate)
 
     counted = {trace.key: as_counted(trace) for trace in traces}
     correct = [trace for trace in traces if deciding[trace.key].keep]

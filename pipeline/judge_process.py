@@ -34,6 +34,11 @@ _NO_REPLY = "something else than a reply came from the checking process"
 _log = logging.getLogger(__name__)
 
 
+def module_path() -> list[str]:
+    """Our own path, and last the working folder: a verifier that the user keeps beside the recipe is found there."""
+    return [*filter(None, sys.path), os.getcwd()]
+
+
 class _Worker:
     """One judge_worker.py, spoken to through two pipes by one thread at a time."""
 
@@ -41,9 +46,7 @@ class _Worker:
         path = Path(__file__).with_name("judge_worker.py")
         # LD_LIBRARY_PATH: a Python that was built somewhere unusual does not start without it.
         environment = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
-        # Our own path, and last the working folder: a verifier that the user keeps beside the recipe is found there.
-        path_entries = [*filter(None, sys.path), os.getcwd()]
-        environment |= {"PYTHONPATH": os.pathsep.join(path_entries), "PYTHONDONTWRITEBYTECODE": "1"}
+        environment |= {"PYTHONPATH": os.pathsep.join(module_path()), "PYTHONDONTWRITEBYTECODE": "1"}
         environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # thread pools count against the memory limit
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
         self.process = subprocess.Popen(
@@ -145,7 +148,7 @@ class _Worker:
 
 
 def _setup(message: dict[str, Any]) -> dict[str, Any]:
-    return {key: message[key] for key in ("what", "task", "options", "target") if key in message}
+    return {key: message[key] for key in ("what", "task", "options", "target", "path") if key in message}
 
 
 def _setup_name(message: dict[str, Any]) -> str:

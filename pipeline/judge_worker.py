@@ -259,6 +259,9 @@ def _prepare(what: str, request: dict[str, Any]) -> None:
     elif what == "json":
         import jsonschema  # noqa: F401
     elif what == "python":
+        # The path of whoever asks may have grown since this process was started.
+        sys.path += [entry for entry in request["path"] if entry not in sys.path]
+        importlib.invalidate_caches()
         _function(request["target"])
     elif what == "reasoning_gym":
         import reasoning_gym  # noqa: F401

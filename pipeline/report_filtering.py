@@ -18,6 +18,7 @@ FATES: dict[Fate, tuple[str, str]] = {
 """By fate: the colour's name in the page, and what the legend says."""
 
 _MAX_LABELS = 7
+_MAX_SOURCES = 50
 
 
 def filtering_view(report: Report) -> dict[str, Any] | None:
@@ -28,6 +29,7 @@ def filtering_view(report: Report) -> dict[str, Any] | None:
     return {
         "filters": _filter_rows(found),
         "sources": _source_rows(found),
+        "num_more_sources": max(0, len(found.sources) - _MAX_SOURCES),
         "verifiers": _verifier_rows(report.results.verifiers),
         "charts": [
             (
@@ -65,13 +67,14 @@ def _source_rows(found: Filtering) -> list[dict[str, Any]]:
     return [
         {
             "name": names[rate.source],
+            "topic": rate.topic.replace("_", " "),
             "num_traces": rate.num_traces,
             "num_filtered": rate.num_filtered,
             "pass_rate": _share(rate.num_right, rate.num_verified),
             "bar": 100 * (rate.pass_rate or 0.0),
             "num_kept": rate.num_kept,
         }
-        for rate in found.sources
+        for rate in found.sources[:_MAX_SOURCES]
     ]
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 from stillhouse.pipeline.filters.repetition import repeated_share
-from stillhouse.pipeline.records import Trace
+from stillhouse.pipeline.records import Problem, Trace
 
 Fate = Literal["kept", "not chosen", "not right", "filtered"]
 """What became of a trace: a training row; right, but a duplicate, contaminated or not selected; wrong or undecided; or a filter
@@ -29,15 +29,17 @@ class Seen(NamedTuple):
     """A trace as it is counted. ``outcome`` is "" where no verifier looked at it; bins as `length_bin` and so on give them."""
 
     source: str
+    topic: str
     outcome: str
     fate: Fate
     num_tokens: int
     repetition: int
 
 
-def seen(trace: Trace, *, source: str, outcome: str, fate: Fate) -> Seen:
-    """Reduce a trace to what is counted of it."""
-    return Seen(source, outcome, fate, _length_bin(trace.num_completion_tokens), _repetition_bin(trace.completion))
+def seen(trace: Trace, problem: Problem, *, outcome: str, fate: Fate) -> Seen:
+    """Reduce a trace, and the problem that it answers, to what is counted of it."""
+    bins = _length_bin(trace.num_completion_tokens), _repetition_bin(trace.completion)
+    return Seen(problem.source, problem.topic, outcome, fate, *bins)
 
 
 def _length_bin(num_tokens: int) -> int:
@@ -50,7 +52,8 @@ def _repetition_bin(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class SourceRate:
-    """The traces of one source of problems. ``num_right / num_verified`` is its pass rate; a filtered trace may be verified."""
+    """The traces of one source and topic of problems. ``num_right / num_verified`` is its pass rate; a filtered trace may be
+    verified."""
 
     source: str
     num_traces: int
@@ -58,6 +61,7 @@ class SourceRate:
     num_verified: int
     num_right: int
     num_kept: int
+    topic: str = ""
 
     @property
     def pass_rate(self) -> float | None:
@@ -78,17 +82,17 @@ class Histogram:
 
 
 def source_rates(tally: Counter[Seen]) -> list[SourceRate]:
-    """One row a source, by name."""
-    rows: dict[str, Counter[str]] = defaultdict(Counter)
+    """One row a source and topic, by name."""
+    rows: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for entry, count in tally.items():
-        row = rows[entry.source]
+        row = rows[entry.source, entry.topic]
         row["traces"] += count
         row["filtered"] += count * (entry.fate == "filtered")
         row["verified"] += count * bool(entry.outcome)
         row["right"] += count * (entry.outcome == "correct")
         row["kept"] += count * (entry.fate == "kept")
     columns = ("traces", "filtered", "verified", "right", "kept")
-    return [SourceRate(source, *(row[name] for name in columns)) for source, row in sorted(rows.items())]
+    return [SourceRate(source, *(row[name] for name in columns), topic) for (source, topic), row in sorted(rows.items())]
 
 
 def histogram(tally: Counter[Seen], figure: Figure) -> Histogram:

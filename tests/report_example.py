@@ -60,7 +60,7 @@ def make_filtering() -> Filtering:
         length = 40 + round(9 * abs(math.sin(i)) * (1 + i % 3)) + rank // 300
         fate = "filtered" if rank < 70 else "not right" if rank < 472 else "not chosen" if rank < 623 else "kept"
         outcome = "wrong" if fate == "not right" or rank < 60 else "correct"
-        tally[Seen(family, outcome, fate, length, 30 if rank < 20 else rank % 5)] += 1
+        tally[Seen(family, "sums" if i % 2 else "", outcome, fate, length, 30 if rank < 20 else rank % 5)] += 1
     return Filtering(
         filters=[
             FilterRate("finished", "drop", 3588, 9, 3579, 3179, 9, 0),

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from stillhouse.pipeline.judge_process import ask
+from stillhouse.pipeline.judge_process import ask, module_path
 from stillhouse.pipeline.verifiers.judgement import Judgement
 
 PYTHON_PREFIX = "python:"
@@ -54,12 +54,14 @@ def verify_regex(gold: str, answer: str, entry: Mapping[str, Any], timeout_s: fl
 def verify_by_function(kind: str, gold: str, answer: str, entry: Mapping[str, Any], timeout_s: float) -> Judgement:
     """Judge by a user's own function, ``function(answer, gold, entry)``, named ``python:package.module:function``.
 
-    It has to be importable: installed, or on PYTHONPATH. It returns True, False or None (undecided), one of the three words, or
-    a pair of such a word and a reason. While it judges, it may not write files, start processes or open sockets.
+    It has to be importable: installed, on PYTHONPATH, in the working folder, or beside the recipe. It returns True, False or
+    None (undecided), one of the three words, or a pair of such a word and a reason. While it judges, it may not write files,
+    start processes or open sockets.
 
     Raises:
         StillhouseError: it cannot be imported.
     """
     target = kind.removeprefix(PYTHON_PREFIX)
-    request = {"op": "python", "what": "python", "target": target, "answer": answer, "gold": gold, "entry": dict(entry)}
+    request = {"op": "python", "what": "python", "target": target, "path": module_path()}
+    request |= {"answer": answer, "gold": gold, "entry": dict(entry)}
     return Judgement(*ask(request, timeout_s))

@@ -52,6 +52,8 @@ class Outside:
         self.secret.write_text("not for you")
         self.secret.chmod(0o666)
         self.abstract = f"stillhouse-{secrets.token_hex(8)}"
+        self.shared = Path("/dev/shm", self.abstract)
+        stack.callback(self.shared.unlink, missing_ok=True)
         unix = [f"{self.folder}/socket", f"\0{self.abstract}"]
         self.listeners = []
         for family, address in [(socket.AF_INET, ("127.0.0.1", 0)), *((socket.AF_UNIX, path) for path in unix)]:
@@ -83,6 +85,7 @@ class Outside:
                 "port": self.listeners[0].getsockname()[1],
                 "unix": f"{self.folder}/socket",
                 "abstract": self.abstract,
+                "shared": str(self.shared),
                 "datagrams": f"{self.folder}/datagrams",
                 "abstract_datagrams": f"{self.abstract}-datagrams",
                 "pid": self.sleeper.pid,
@@ -104,7 +107,7 @@ class Outside:
             with contextlib.suppress(BlockingIOError):
                 receiver.recv(1)
                 return "a datagram came in"
-        if os.path.exists("/dev/shm/stillhouse-attack"):
+        if self.shared.exists():
             return "a file is left in shared memory"
         return "" if socket.gethostname() == self.hostname else "the host has another name"
 

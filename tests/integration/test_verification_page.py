@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stillhouse.jobs.recipe import Filters, Select
+from stillhouse.jobs.recipe_filters import Filters, Select
 from stillhouse.pipeline.filters.settings import FILTERS, default_filters
 from stillhouse.pipeline.verification import KINDS
 

@@ -10,6 +10,7 @@ from stillhouse.jobs.own_code import own_modules
 from stillhouse.jobs.recipe import load_recipe
 from stillhouse.jobs.submit import with_files
 from stillhouse.pipeline.errors import RecipeError
+from stillhouse.pipeline.verifiers.rows import judge_row
 
 RECIPE = """
 name: own
@@ -69,6 +70,17 @@ def test_what_is_the_teams_own_travels_and_what_is_installed_does_not(recipe, tm
     assert names == ("test-0/test.jsonl", "traces/traces.jsonl", "evaluation-0/held_out.jsonl")
     for name in names:
         assert (tmp_path / "job" / name).read_bytes() == (recipe.parent / name.rpartition("/")[2]).read_bytes()
+
+
+def test_a_module_is_found_that_came_to_the_path_after_the_workers_started(tmp_path, monkeypatch):
+    """A notebook that judged anything before it read the recipe could not use the recipe's own verifier."""
+    names = [f"own_late_{i}" for i in range(2)]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.py").write_text("def same(answer, gold, entry):\n    return answer == gold\n")
+        monkeypatch.syspath_prepend(str(tmp_path / name))
+        row = {"gold": "a", "pred": "a"}
+        assert judge_row(f"python:{name}:same", row)["verdict"] == "correct"
 
 
 def test_a_module_that_is_nowhere_is_a_mistake_of_the_recipe(recipe):

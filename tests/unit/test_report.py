@@ -61,7 +61,8 @@ def test_report_json_holds_what_programs_look_for(tmp_path):
     assert set(content["results"]["pass_at_1_by_family"]) == set(FAMILIES)
     assert content["results"]["funnel"][3]["num_dropped"] == 402
     assert content["results"]["filtering"]["filters"][1]["num_against"] == 61
-    assert content["results"]["filtering"]["sources"][0]["num_traces"] == 1196
+    sources = content["results"]["filtering"]["sources"]
+    assert (sources[1]["source"], sources[1]["topic"], sources[1]["num_traces"]) == (FAMILIES[1], "sums", 598)
     assert content["results"]["verifiers"]["train: " + FAMILIES[0]]["gold_accepted"] == 1200
     assert content["results"]["seconds"]["train"] == 142.9
     assert content["gate"]["checks"][0]["name"] == "integrity"

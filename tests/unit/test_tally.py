@@ -14,9 +14,10 @@ from tests.unit.test_funnel import TRAIN, make_trace, worked
 GOOD = make_trace(TRAIN[0], 0, worked(TRAIN[0]))
 
 
-def counted(*lengths, source="a", outcome="correct", fate="kept", text="one two"):
+def counted(*lengths, source="a", topic="", outcome="correct", fate="kept", text="one two"):
     traces = (replace(GOOD, num_completion_tokens=length, completion=text) for length in lengths)
-    return Counter(seen(trace, source=source, outcome=outcome, fate=fate) for trace in traces)
+    problem = replace(TRAIN[0], source=source, topic=topic)
+    return Counter(seen(trace, problem, outcome=outcome, fate=fate) for trace in traces)
 
 
 @pytest.mark.parametrize("lengths", [(1,), (1, 2, 3), (5, 900, 30_000), tuple(range(1, 3_000, 7))])
@@ -39,7 +40,9 @@ def test_pass_rates_by_source_take_what_was_verified_and_nothing_else():
     """A filtered trace that nobody verified would count as wrong; one that was verified, and right, would not be seen."""
     tally = counted(10, 10, 10) + counted(10, 10, outcome="wrong", fate="not right")
     tally += counted(10, outcome="", fate="filtered") + counted(10, fate="filtered") + counted(10, source="b", outcome="")
-    a, b = source_rates(tally)
+    tally += counted(10, 10, source="b", topic="t")
+    a, b, topic = source_rates(tally)
+    assert (topic.source, topic.topic, topic.num_traces) == ("b", "t", 2)
     assert (a.source, a.num_traces, a.num_filtered, a.num_verified, a.num_right, a.num_kept) == ("a", 7, 2, 6, 4, 3)
     assert a.pass_rate == pytest.approx(4 / 6)
     assert (b.source, b.pass_rate) == ("b", None)
