@@ -1,8 +1,8 @@
 """The recipe: one YAML file that says what is distilled into what, and how a run of it is judged.
 
-This module, with its parts in `recipe_problems`, `recipe_teacher` and `recipe_filters`, is the only schema. ``load_recipe`` reads a
-file or a shipped name, applies ``--set`` overrides, and answers every mistake with one sentence that names the key. Below ``jobs/``
-nothing takes a recipe: functions take plain arguments.
+This module, with its parts in `recipe_problems`, `recipe_teacher` and `recipe_filters`, is the only schema. ``load_recipe``
+reads a file or a shipped name, applies ``--set`` overrides, and answers every mistake with one sentence that names the key.
+Below ``jobs/`` nothing takes a recipe: functions take plain arguments.
 
 Relative paths in a recipe file start at that file's folder, those in an override at the working directory. A model is a
 shipped name (``tiny``), a path (it starts with ``.``, ``/`` or ``~``) or a hub name.

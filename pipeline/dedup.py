@@ -6,7 +6,7 @@ Everything here works on what is small of a text (a digest, a sketch), made batc
 from __future__ import annotations
 
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 
     from stillhouse.pipeline.overlap.minhash import Sketches
 
-DEDUP_VERSION = 2
+DEDUP_VERSION = 3
 NEAR_THRESHOLD = 0.8
 """Estimated Jaccard similarity of the sets of 5-word runs from which two texts are near duplicates."""
+
+_RUN = 3  # words of a run by which prompts are compared
+_MAX_PROMPTS = 8  # that have a run which is no template's
 
 How = Literal["exact_dedup", "near_dedup", "prompt_dedup"]
 _REASONS: dict[str, str] = {
@@ -95,18 +98,36 @@ def near_duplicates(keys: Sequence[str], sketched: Sketches, *, threshold: float
 def near_duplicate_problems(problems: Sequence[Problem], *, threshold: float = NEAR_THRESHOLD) -> list[Duplicate]:
     """Find the problems whose prompt nearly repeats an earlier one's and has the same numbers in the same order.
 
-    Problems of one template with other numbers are other problems. Keys are problem ids.
+    Problems of one template with other numbers are other problems, and so are those with other words in their places: what more
+    than ``_MAX_PROMPTS`` of the prompts that look alike share is a template's, and the rest is compared by itself. Keys are
+    problem ids.
     """
     from stillhouse.pipeline.overlap import minhash
     from stillhouse.pipeline.overlap.words import to_words
 
     unique = list({problem.id: problem for problem in problems}.items())
-    numbers = [" ".join(to_words(problem.prompt).numbers) for _, problem in unique]
-    sketched = minhash.sketches(
-        [normalized_text(problem.prompt) for _, problem in unique], group_numbers(numbers), threshold=threshold, num_words=3
+    groups = group_numbers([" ".join(to_words(problem.prompt).numbers) for _, problem in unique])
+    texts = [normalized_text(problem.prompt) for _, problem in unique]
+    kept_as, _ = minhash.near_duplicates(
+        minhash.sketches(texts, groups, threshold=threshold, num_words=_RUN), threshold=threshold
     )
-    found = near_duplicates([key for key, _ in unique], sketched, threshold=threshold)
+    alike = sorted({row for i, kept in enumerate(kept_as.tolist()) if kept != i for row in (i, kept)})
+    own = _without_template([texts[i] for i in alike])
+    sketched = minhash.sketches(own, groups[alike], threshold=threshold, num_words=_RUN)
+    found = near_duplicates([unique[i][0] for i in alike], sketched, threshold=threshold)
     return [Duplicate(dup.key, dup.kept_as, dup.similarity, "prompt_dedup") for dup in found]
+
+
+def _without_template(texts: Sequence[str]) -> list[str]:
+    """The words of each text that stand in a run which few of the texts have; all of them where there are none."""
+    words_of = [text.split() for text in texts]
+    runs_of = [[tuple(words[i : i + _RUN]) for i in range(len(words) - _RUN + 1)] for words in words_of]
+    num_texts = Counter(run for runs in {tuple(runs) for runs in runs_of} for run in set(runs))
+    own = []
+    for text, words, runs in zip(texts, words_of, runs_of):
+        kept = sorted({i + k for i, run in enumerate(runs) if num_texts[run] <= _MAX_PROMPTS for k in range(_RUN)})
+        own.append(" ".join(words[i] for i in kept) or text)
+    return own
 
 
 def group_numbers(names: Sequence[str]) -> np.ndarray:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Sequence
 from hashlib import blake2b
 
 import numpy as np
 
+from stillhouse.pipeline.overlap.item_grams import ItemGrams
 from stillhouse.pipeline.overlap.minhash import sketches
 
 _N = 3
@@ -17,6 +17,7 @@ _MIN_ALIKE_OF_FEW_SIGNS = 0.8
 _FEW_SIGNS = 4  # fewer numbers and operators than this do not tell two problems of a template apart
 _MIN_ALIKE_AT_NUMBERS = 0.6
 _MIN_GRAMS = 8
+_BATCH = 5_000  # items that are sketched at a time
 Gram = tuple[str, ...]
 
 
@@ -25,18 +26,16 @@ class AlikeItems:
 
     Args:
         items: (words, name of the item's set). Those under ten words are left to other means.
-        max_items: a 3-gram that more items have is a template's; in items of few numbers it counts for nothing.
+        grams: of the items; a 3-gram that is a template's counts for nothing in items of few numbers.
     """
 
-    def __init__(self, items: Sequence[tuple[Gram, str]], *, max_items: int) -> None:
-        self._items = [(words, name, frozenset(_grams(words))) for words, name in items if len(words) >= _MIN_GRAMS + _N - 1]
-        num_items = Counter(gram for _, _, grams in self._items for gram in grams)
-        self._template = {gram for gram, count in num_items.items() if count > max_items}
-        self._in_band: dict[int, list[int]] = defaultdict(list)
-        if self._items:
-            for i, keys in enumerate(_band_keys([words for words, _, _ in self._items])):
-                for key in keys.tolist():
-                    self._in_band[key].append(i)
+    def __init__(self, items: Sequence[tuple[Gram, str]], grams: ItemGrams) -> None:
+        self._items = [(words, name) for words, name in items if len(words) >= _MIN_GRAMS + _N - 1]
+        self._grams = grams
+        parts = [_band_keys([words for words, _ in self._items[i : i + _BATCH]]) for i in range(0, len(self._items), _BATCH)]
+        keys = np.concatenate(parts) if parts else np.zeros((0, 1), np.uint64)
+        order = np.argsort(keys, axis=None, kind="stable")
+        self._keys, self._item_of_key = keys.ravel()[order], (order // keys.shape[1]).astype(np.int32)
 
     def find(self, words: Gram, signs: Gram) -> tuple[str, float] | None:
         """(name of the set, Jaccard similarity) of the item that a prompt's words are most alike to; None where none is.
@@ -46,33 +45,32 @@ class AlikeItems:
         """
         if not self._items or len(words) < _MIN_GRAMS + _N - 1:
             return None
-        proposed = {i for key in _band_keys([words])[0].tolist() for i in self._in_band.get(key, ())}
-        grams = frozenset(_grams(words))
+        keys = _band_keys([words])[0]
+        ranges = zip(np.searchsorted(self._keys, keys, "left"), np.searchsorted(self._keys, keys, "right"))
+        proposed = {i for first, last in ranges for i in self._item_of_key[first:last].tolist()}
+        grams, telling = frozenset(_grams(words)), self._telling(words) if proposed else frozenset()
         best: tuple[float, str] | None = None
         for i in sorted(proposed):
-            _, name, of_item = self._items[i]
-            alike = _jaccard(grams, of_item)
+            of_item, name = self._items[i]
+            alike = _jaccard(grams, frozenset(_grams(of_item)))
             few = len(signs) < _FEW_SIGNS
-            at_numbers = _jaccard(self._telling(grams, few), self._telling(of_item, few))
+            at_numbers = _jaccard(telling, self._telling(of_item))
             needed = _MIN_ALIKE_OF_FEW_SIGNS if few else _MIN_ALIKE
             if alike >= needed and at_numbers >= _MIN_ALIKE_AT_NUMBERS and (best is None or alike > best[0]):
                 best = (alike, name)
         return best and (best[1], best[0])
 
-    def _telling(self, grams: frozenset[Gram], few_signs: bool) -> set[Gram]:
-        """The 3-grams at the numbers; where those are few, the ones that are no template's, at the numbers if any are."""
-        at_signs = {gram for gram in grams if not all(word[0].isalpha() for word in gram)}
-        if not few_signs:
-            return at_signs
-        own = {gram for gram in grams if gram not in self._template}
-        return own & at_signs or own
+    def _telling(self, words: Gram) -> frozenset[Gram]:
+        """The 3-grams that are no template's: those at the numbers and operators, if any are."""
+        own = frozenset(gram for gram, common in zip(_grams(words), self._grams.common(words).tolist()) if not common)
+        return frozenset(gram for gram in own if not all(word[0].isalpha() for word in gram)) or own
 
 
 def _grams(words: Gram) -> list[Gram]:
     return [words[i : i + _N] for i in range(len(words) - _N + 1)]
 
 
-def _jaccard(one: frozenset[Gram] | set[Gram], other: frozenset[Gram] | set[Gram]) -> float:
+def _jaccard(one: frozenset[Gram], other: frozenset[Gram]) -> float:
     union = len(one | other)
     return len(one & other) / union if union else 0.0
 

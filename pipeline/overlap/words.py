@@ -6,33 +6,48 @@ in the same order, so that texts that have no run of them in common have no run 
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 from dataclasses import dataclass
+
+import numpy as np
 
 _SIGNS = {
     **{char: f"^{i}" for i, char in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
     **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"),
     **dict.fromkeys("×·⋅∙", "*"),
     "÷": "/",
+    **dict.fromkeys("\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\u2061\u2062\u2063\u2064\ufeff", ""),  # invisible
 }
-_SIGN = re.compile(f"[{''.join(_SIGNS)}]")
-_FRACTION = re.compile(r"\\[dtc]?frac\s*\{\s*(-?[\w.]+)\s*\}\s*\{\s*(-?[\w.]+)\s*\}")
-_STYLE = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|operatorname|emph)\s*\{([^{}]*)\}")
-_TIMES = re.compile(r"\\(?:times|cdot|ast)(?![a-z])")
-_DIVIDED = re.compile(r"\\div(?![a-z])")
-_SPACING = re.compile(r"\\(?:left|right|displaystyle|quad|qquad|thinspace|begin\{\w+\}|end\{\w+\})(?![a-z])|\\[,;:!> ]")
+# Chinese and Japanese set no blanks between words: there, a letter is a word.
+_IDEOGRAM = "\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
+_IDEOGRAMS = re.compile(f"([{_IDEOGRAM}])")
+# Cells of boards, lines of circuits, operators of logic; no bullets.
+_PICTURE = "\u2227\u2228\xac\u2295\u2194\u2500-\u259f\u2705\u274c\u2753-\u2755\u2b1b\u2b1c\U0001f300-\U0001faff"
+# (what must be in the text for the pattern to be worth a search, pattern, replacement), in this order
+_LATEX = (
+    ("\\", re.compile(r"\\(?:(?=[*_#])|[()\[\]])"), " "),
+    ("frac", re.compile(r"\\[dtc]?frac\s*\{\s*(-?[\w.]+)\s*\}\s*\{\s*(-?[\w.]+)\s*\}"), r" \1/\2 "),
+    ("frac", re.compile(r"\\[dtc]frac(?![a-z])"), r"\\frac"),
+    ("eq", re.compile(r"\\(le|ge|ne)q(?![a-z])"), r"\\\1"),
+    ("{", re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|operatorname|emph)\s*\{([^{}]*)\}"), r" \1 "),
+    ("\\", re.compile(r"\\(?:times|cdot|ast)(?![a-z])"), "*"),
+    ("\\div", re.compile(r"\\div(?![a-z])"), "/"),
+    ("\\", re.compile(r"\\(?:left|right|displaystyle|quad|qquad|thinspace|begin\{\w+\}|end\{\w+\})(?![a-z])|\\[,;:!> ]"), " "),
+)
+_QUOTED_LINE = re.compile(r"\n[ \t]*>")
 _THOUSANDS = re.compile(r",(?<=\d,)(?=\d{3}(?!\d))")
 _WORD = re.compile(
     r"\d+(?:\.\d+)?"
-    r"|[^\W\d_]+"
+    rf"|[{_IDEOGRAM}]|[^\W\d_{_IDEOGRAM}]+"
     r"|(?<=[\d)a-z])\s*[+/^]|(?<=[\d)])\s*\*(?=\s*[\d(-])|-(?=\s*[\d(])"  # operators, not bullets or bold
     r"|\((?=\s*[\d(-])|(?<=[\d)])\s*\)"
+    r"|(?<![^\s|*])_+(?![^\s|*])|(?<=\|\s)\.(?=\s+\|)"  # empty cells and blanks to fill in
+    rf"|[{_PICTURE}]"
 )
 _TAG = re.compile(r"</?[a-z]{1,20}>")
 _POINTS = re.compile(r"\(\s*\d+\s*(?:points?|pts?|marks?)\s*\)")
-_DIGIT_OUTSIDE_ASCII = re.compile(r"[^\D0-9]")
-_NO_WORD_OUTSIDE_ASCII = re.compile(r"[^\x00-\x7f\w]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +70,12 @@ class Words:
     def ngrams(self, n: int) -> list[tuple[str, ...]]:
         return [self.words[i : i + n] for i in range(len(self.words) - n + 1)]
 
+    def gap(self, at: int) -> str:
+        """What stands between word ``at - 1`` and word ``at``; a line break at both ends of the text."""
+        if at in (0, len(self.words)):
+            return "\n"
+        return self.text[self.spans[at - 1][1] : self.spans[at][0]]
+
     def excerpt(self, first: int, last: int) -> str:
         """The normalized text from word ``first`` to word ``last``, both included."""
         return self.text[self.spans[first][0] : self.spans[last][1]]
@@ -65,7 +86,8 @@ def to_words(text: str) -> Words:
     text = _normalized(text)
     words, spans = [], []
     for match in _WORD.finditer(text):
-        words.append(match[0].strip())
+        word = match[0].strip()
+        words.append("_" if word[0] == "_" else word)
         spans.append(match.span())
     return Words(text, tuple(words), tuple(spans))
 
@@ -73,26 +95,56 @@ def to_words(text: str) -> Words:
 def plain_text(text: str) -> str:
     """A text whose runs of letters and runs of digits are those of `to_words`; what stands between them is left as it is."""
     text = _normalized(text)
-    return text if text.isascii() else _NO_WORD_OUTSIDE_ASCII.sub(" ", text)
+    if text.isascii():
+        return text
+    letters = _letters(text)
+    for letter in letters:
+        if not letter.isalnum():
+            text = text.replace(letter, " ")
+    return _IDEOGRAMS.sub(r" \1 ", text) if _IDEOGRAMS.search(letters) else text
+
+
+def _letters(text: str) -> str:
+    """The different letters of a text that are not ASCII; what is rare is looked for there, ten times as fast."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    return "".join(map(chr, np.unique(codes[codes > 127]).tolist()))
+
+
+def _may_compose(letter: str) -> bool:
+    """Whether NFKC may change a letter, or the one before it: a mark, or a part of a Hangul syllable."""
+    mark = unicodedata.category(letter)[0] == "M" or "\u1100" <= letter <= "\u11ff"
+    return mark or not unicodedata.is_normalized("NFKC", letter)
 
 
 def _normalized(text: str) -> str:
+    if "\r" in text:
+        text = text.replace("\r\n", "\n")
+    if "&" in text:
+        text = html.unescape(text)
     if text.isascii():
         text = text.lower()
     else:
-        text = _SIGN.sub(lambda sign: _SIGNS[sign[0]], text)
-        text = unicodedata.normalize("NFKC", text).casefold()
-        text = _DIGIT_OUTSIDE_ASCII.sub(lambda digit: str(int(digit[0])), text)
+        letters = _letters(text)
+        for letter in letters:
+            if letter in _SIGNS:
+                text = text.replace(letter, _SIGNS[letter])
+        if any(map(_may_compose, letters)):
+            text = unicodedata.normalize("NFKC", text)
+            letters = _letters(text)
+        text = text.casefold()
+        for letter in letters:
+            if letter.isdecimal():
+                text = text.replace(letter, str(int(letter)))
     text = text.replace("$", "").replace("~", " ")
+    if ">" in text:
+        text = _QUOTED_LINE.sub("\n", f"\n{text}")[1:]
     if "<" in text:
         text = _TAG.sub("\n", text)
     if "(" in text:
         text = _POINTS.sub("\n", text)
     text = _THOUSANDS.sub("", text.replace("{,}", ","))
     if "\\" in text:
-        text = _FRACTION.sub(r" \1/\2 ", text)
-        text = _STYLE.sub(r" \1 ", text)
-        text = _TIMES.sub("*", text)
-        text = _DIVIDED.sub("/", text)
-        text = _SPACING.sub(" ", text)
+        for command, pattern, new in _LATEX:
+            if command in text:
+                text = pattern.sub(new, text)
     return text

@@ -1,26 +1,36 @@
 r"""Plant test items in training data in many forms, count what is found and what is wrongly removed, and measure the speed.
 
-    python -m tests.harness.decontamination [--items 60] [--traces 1000]
+    python -m tests.harness.decontamination [--items 60] [--traces 1000] [--unseen 5]
 
-The items are of a dozen reasoning-gym tasks, from "Calculate 5 - 3." to whole stories. Beside ours stands the plain route that
-others take (datatrove's: normalize, hash every n-gram, one that any item has is a hit), on the same cases and texts.
+The items are of a dozen reasoning-gym tasks, from "Calculate 5 - 3." to whole stories, and the questions about pumps that ship.
+Beside ours stands the plain route that others take (datatrove's: normalize, hash every n-gram, one that any item has is a hit),
+on the same cases and texts; datatrove itself is in `tests.harness.decontamination_speed`. The families of
+`tests.harness.unseen` are measured and reported apart. Exit code 1 where a target is missed, there or here: 100 % of what is
+verbatim or reformatted, 99 % of what is embedded or short, at most 1 % of what has to stay.
 """
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import random
 import re
+import sys
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from importlib.resources import files
+from pathlib import Path
 
 import reasoning_gym
 
 from stillhouse.pipeline.decontamination import NGRAM, Decontaminator
+from stillhouse.pipeline.overlap.evaluation_sets import evaluation_prompts
 from stillhouse.pipeline.overlap.words import to_words
 from tests.harness.long_traces import long_traces
+from tests.harness.planted import Case, other_numbers
+from tests.harness.side_by_side import parser_of
+from tests.harness.unseen import report
 
 TASKS = (
     ("chain_sum", {"min_terms": 3, "max_terms": 6}),
@@ -57,11 +67,10 @@ AROUND = (
     "Problem 17. {} (4 points)",
     "Wait. {}\n\nSo first we look at the 3 numbers.",
 )
-Case = tuple[str, str, str, bool]
-"""(kind, prompt, trace, whether the trace has to go)."""
 
 
-def cases(items: list[str], draw: random.Random) -> Iterator[Case]:
+def cases(items: list[str], siblings: Mapping[str, str], draw: random.Random) -> Iterator[Case]:
+    """Every item in all forms, and what is like it and another problem; ``siblings`` are others of the same family."""
     known = {to_words(item).words for item in items}
     for item in items:
         short = len(to_words(item).words) < NGRAM
@@ -78,14 +87,25 @@ def cases(items: list[str], draw: random.Random) -> Iterator[Case]:
             middle = long.index("\n", len(long) // 2)
             yield "reformatted, in a long trace", "What?", f"{long[:middle]}\n{write(item)}\n{long[middle:]}", True
             yield "one word changed (no target)", one_word_changed(item, draw), "", True
-        number = draw.choice(list(re.finditer(r"\d+", item)))
-        swapped = f"{item[: number.start()]}{int(number[0]) + draw.randint(1, 9)}{item[number.end() :]}"
-        if to_words(swapped).words not in known:
-            yield "number-swapped", swapped, f"<think>{swapped}</think>{draw.choice(AROUND).format(swapped)}", False
+        for kind, text in other_numbers(item, siblings.get(item, item), draw).items():
+            if to_words(text).words not in known:
+                yield kind, text, f"<think>{text}</think>{draw.choice(AROUND).format(text)}", False
+                yield kind, "What?", f"<think>2</think>{draw.choice(AROUND).format(text)}", False
 
 
 def questions(task: str, options: dict[str, int], *, size: int, seed: int) -> list[str]:
     return [entry["question"].strip() for entry in reasoning_gym.create_dataset(task, size=size, seed=seed, **options)]
+
+
+def items_of(num_a_task: int) -> tuple[list[str], dict[str, str], list[str]]:
+    """Items of all families, for each of them another of its family, and fresh ones, which a test set does not have."""
+    draw = random.Random(0)
+    families = [[questions(task, options, size=num_a_task, seed=seed) for seed in (1, 10**6)] for task, options in TASKS]
+    pumps = Path(str(files("stillhouse.jobs.recipes"))) / "pumps"
+    families.append([evaluation_prompts(str(pumps / name)) for name in ("test.jsonl", "problems.jsonl")])
+    families.append([[short_item(draw) for _ in range(num)] for num in (4 * num_a_task, num_a_task)])
+    siblings = {item: other for items, fresh in families for item, other in zip(items, itertools.cycle(fresh))}
+    return list(siblings), siblings, [text for _, fresh in families for text in fresh]
 
 
 def short_item(draw: random.Random) -> str:
@@ -123,20 +143,28 @@ class PlainRoute:
         return any(gram in self.grams for text in (prompt, trace) for gram in self._grams(text))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def missed_targets(found: dict[str, Counter[str]]) -> list[str]:
+    """The kinds of cases of which too many were missed or wrongly removed; what has no target says so in its name."""
+    missed = []
+    for kind, counts in found.items():
+        share = counts["ours"] / counts["num"]
+        wanted = 0.99 if "embedded" in kind or "short" in kind else 1.0
+        good = share >= wanted if counts["wanted"] else share <= 0.01
+        if not good and "no target" not in kind:
+            missed.append(kind)
+    return missed
+
+
+def main() -> int:
+    parser = parser_of(__doc__)
     parser.add_argument("--items", type=int, default=60, help="items a task")
     parser.add_argument("--traces", type=int, default=1000, help="traces of 12,000 characters for the speed")
+    parser.add_argument("--unseen", type=int, default=5, help="items a family of the seen and held-out families; 0 for none")
     arguments = parser.parse_args()
     draw = random.Random(0)
-    items, fresh = [], []
-    for task, options in TASKS:
-        items += questions(task, options, size=arguments.items, seed=1)
-        fresh += questions(task, options, size=arguments.items, seed=10**6)
-    items = list(dict.fromkeys(items + [short_item(draw) for _ in range(4 * arguments.items)]))
-    fresh += [short_item(draw) for _ in range(arguments.items)]
+    items, siblings, fresh = items_of(arguments.items)
     known = {to_words(item).words for item in items}
-    planted = list(cases(items, draw))
+    planted = list(cases(items, siblings, draw))
     planted += [("fresh, of the same templates", text, text, False) for text in fresh if to_words(text).words not in known]
     planted += [("unrelated long trace", "?", trace.completion, False) for trace in long_traces(200, seed=5)]
 
@@ -167,7 +195,11 @@ def main() -> None:
         hits = sum(bool(hit) for hit in check())
         seconds = time.process_time() - begin
         print(f"speed, {name}: {size / seconds:.1f} MB/s of one core over {size:.0f} MB of clean traces ({hits} hits)")
+    of_unseen = [report(held_out, arguments.unseen) for held_out in (False, True)] if arguments.unseen else []
+    for kind in (missed := [*missed_targets(found), *(name for names in of_unseen for name in names)]):
+        print(f"target missed: {kind}")
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

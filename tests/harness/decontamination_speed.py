@@ -18,18 +18,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from stillhouse.pipeline.decontamination import Decontaminator
-from tests.harness.decontamination import TASKS, Case, cases, questions, short_item
+from tests.harness.decontamination import cases, items_of
 from tests.harness.long_traces import long_traces
+from tests.harness.planted import Case
 from tests.harness.side_by_side import interleaved, keep_to_one_core, missing, parser_of, table
 
 Pairs = list[tuple[str, str]]
 Route = Callable[[Pairs], list[bool]]
-
-
-def items_of(num_a_task: int) -> list[str]:
-    draw = random.Random(0)
-    found = [text for task, options in TASKS for text in questions(task, options, size=num_a_task, seed=1)]
-    return list(dict.fromkeys(found + [short_item(draw) for _ in range(4 * num_a_task)]))
 
 
 def routes_for(items: list[str], folder: Path) -> dict[str, Route]:
@@ -70,13 +65,13 @@ def main() -> None:
     keep_to_one_core()
     if why := missing("datatrove", "spacy"):
         print(f"datatrove: not measured, {why}")
-    items = items_of(arguments.items)
+    items, siblings, _ = items_of(arguments.items)
     clean = [("?", trace.completion) for trace in long_traces(max(1, int(arguments.megabytes * 1e6 / 12_000)), seed=9)]
     draw = random.Random(1)
     holding = [(prompt, trace.replace("</think>", f"\n{draw.choice(items)}\n</think>", 1)) for prompt, trace in clean]
     with tempfile.TemporaryDirectory(prefix="decontamination-") as folder:
         routes = routes_for(items, Path(folder))
-        print("\n".join(shares_found(cases(items, random.Random(0)), routes)))
+        print("\n".join(shares_found(cases(items, siblings, random.Random(0)), routes)))
         for name, pairs in (("clean", clean), ("with an item in each", holding)):
             size = sum(len(trace.encode()) for _, trace in pairs) / 1e6
             costs = interleaved(

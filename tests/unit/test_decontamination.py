@@ -3,6 +3,8 @@
 import json
 import random
 import re
+from importlib.resources import files
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -75,7 +77,7 @@ def test_a_test_problem_quoted_in_a_trace_is_found(task, options):
 def test_problems_of_the_same_template_stay(task, options, num_test):
     """Templated problems share all but their numbers; a rule that drops them would leave nothing to train on."""
     test_problems = prompts(task, options, size=num_test, seed=1, split="test")
-    fresh, _ = disjoint(prompts(task, options, size=600, seed=10**6, split="train"), test_problems)
+    fresh, _ = disjoint(prompts(task, options, size=400, seed=10**6, split="train"), test_problems)
     decontaminator = Decontaminator(p.prompt for p in test_problems)
     wrongly = [p.prompt for p in fresh if decontaminator.check(p.prompt, f"<think>{p.prompt}</think>\\boxed{{{p.answer}}}")]
     assert wrongly == []
@@ -95,6 +97,42 @@ def test_one_swapped_number_is_another_problem(task, options):
             num_swapped += 1
             assert decontaminator.check(swapped, swapped) is None, swapped
     assert num_swapped > 100
+
+
+def test_the_pump_questions_for_training_stay():
+    """Two numbers in one sentence each: a rule that lets one of them speak for the question would drop what shares a rate."""
+    shipped = Path(str(files("stillhouse.jobs.recipes"))) / "pumps"
+    test_prompts, train_prompts = (evaluation_prompts(str(shipped / name)) for name in ("test.jsonl", "problems.jsonl"))
+    decontaminator = Decontaminator(test_prompts)
+    assert [p for p in train_prompts if decontaminator.check(p, f"<think>{p} So we multiply.</think>")] == []
+    assert len(train_prompts) == 600
+    for prompt in test_prompts:
+        assert decontaminator.check(f"Here are 2 tasks. {prompt} And name 3 rivers.", "") is not None
+
+
+STORY = (
+    "When the old miller died, his three sons found a chest with 96 silver coins under the floor, a letter to a cousin in "
+    "Bremen and a key that fitted none of the doors. The eldest took half of it. How many were left for the other 2?"
+)
+
+
+def test_a_part_without_all_its_numbers_is_known_by_its_own_words_or_not_at_all():
+    """Half a question of a template belongs to any question that has the other half; half a story belongs to this one."""
+    tap = "A tap gives 44 litres a minute. How many litres does it give during 42 minutes?"
+    decontaminator = Decontaminator([tap, tap.replace("44", "31").replace("42", "17"), tap.replace("44", "25"), WORDY])
+    assert decontaminator.check("A tap gives 44 litres a minute. How many cubic metres does it give in 58 minutes?", "") is None
+    assert decontaminator.check("A tap gives 44 litres a minute.", "<think>It gives 44 litres a minute.</think>") is None
+    cut = STORY[: STORY.index(" How many")]
+    assert Decontaminator([STORY]).check(cut, "").reason == "the prompt is a near copy of a test problem"
+    assert Decontaminator([STORY]).check(cut + " How long do 7 of them last?", "") is None
+
+
+def test_what_a_trace_repeats_of_its_own_prompt_is_no_new_evidence():
+    """The prompt was judged as a whole; a part of it that the teacher quotes must not be judged more harshly."""
+    decontaminator, part = Decontaminator([STORY]), STORY[: STORY.index(" How many")]
+    trace = f"<think>\n{part}\n\nThat is all we know.</think>"
+    assert decontaminator.check("What is a leap year?", trace).reason == "the trace holds a near copy of a test problem"
+    assert decontaminator.check(f"{part} How long do 7 of them last?", trace) is None
 
 
 WORDY = "A farmer walks to the market with 12 hens and sells 5 of them before noon. How many hens does the farmer carry home?"
