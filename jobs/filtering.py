@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.jobs.cluster import meant_error
-from stillhouse.jobs.own_code import own_folders, search_in
+from stillhouse.jobs.own_code import own_code, own_folders, search_in
 from stillhouse.jobs.probing import PROBE_KEYS, student_pass_rates
 from stillhouse.jobs.run_state import RunState, StageOutput, read_problems
-from stillhouse.jobs.sources import filter_settings
+from stillhouse.jobs.sources import evaluation_set_identities, filter_settings
 from stillhouse.jobs.traces import stream_planned_traces
 from stillhouse.pipeline.decontamination import DECONTAMINATION_VERSION, TEST_SPLIT, Decontaminator
-from stillhouse.pipeline.dedup import DEDUP_VERSION, near_duplicate_problems
+from stillhouse.pipeline.dedup import DEDUP_VERSION
 from stillhouse.pipeline.errors import NothingKeptError, RecipeError
 from stillhouse.pipeline.filters.drop import FILTERS_VERSION
 from stillhouse.pipeline.filters.rates import FilterRate, filter_rates
@@ -48,7 +48,7 @@ def filter_stage(run: RunState) -> None:
         kind="filter",
         code_version=CODE_VERSION,
         settings={
-            "filters": filters.model_dump(mode="json"),
+            "filters": filters.model_dump(mode="json") | {"evaluation_sets": evaluation_set_identities(run.recipe)},
             "select": select.model_dump(mode="json", exclude=PROBE_KEYS),
             "seed": run.recipe.seed,
             "verifier": VERIFIER_VERSION,
@@ -56,6 +56,7 @@ def filter_stage(run: RunState) -> None:
             "dedup_version": DEDUP_VERSION,
             "decontamination_version": DECONTAMINATION_VERSION,
             "selection_version": SELECTION_VERSION,
+            "own_code": own_code(run.recipe),
         },
         inputs={name: run.manifests[name].fingerprint for name in ("traces", "probe") if name in run.manifests},
         work=lambda _: _filter(run),
@@ -79,10 +80,9 @@ def _filter(run: RunState) -> StageOutput:
                 yield from survey.verdicts
 
         rates = filter_rates(settings, verdicts_as_they_come())
-        asked = {problem_id for survey in surveys for problem_id in survey.num_samples}
         settled = settle(
             surveys,
-            prompt_duplicates=near_duplicate_problems([by_id[key] for key in sorted(asked)]),
+            by_id,
             near_dedup=recipe.filters.near_duplicates,
             prompt_dedup=recipe.filters.near_prompts,
             decontaminate=recipe.filters.decontaminate,
@@ -128,12 +128,12 @@ def _figures(rates: Sequence[FilterRate], tally: Counter[Seen]) -> dict[str, Any
 
 def _surveys(run: RunState, by_id: dict[str, Problem], settings: Sequence[FilterSetting]) -> Iterator[Survey]:
     """What is found in the planned traces, batch by batch in their order, a few batches under way at a time."""
-    ray, sets = run.ray, {}
+    ray, sets = run.ray, dict[str, list[str]]()
     if run.recipe.filters.decontaminate != "off":
         sets[TEST_SPLIT] = [problem.prompt for problem in by_id.values() if problem.split == "test"]
     for named in run.recipe.filters.evaluation_sets:
         where = {"subset": named.subset, "split": named.split, "revision": named.revision}
-        sets[named.name] = evaluation_prompts(named.name, field=named.field, **where)
+        sets.setdefault(named.name, []).extend(evaluation_prompts(named.name, field=named.field, **where))
     shared, folders = (ray.put(by_id), ray.put(Decontaminator(sets))), own_folders(run.recipe)
     task = ray.remote(num_cpus=1, max_retries=2)(_survey_task)
     under_way: deque[Any] = deque()

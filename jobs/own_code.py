@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stillhouse.pipeline.store import output_hash
 from stillhouse.pipeline.verifiers.structured import PYTHON_PREFIX
 
 if TYPE_CHECKING:
@@ -40,13 +41,19 @@ def own_modules(recipe: Recipe) -> list[Path]:
     found: dict[Path, None] = {}
     for name in (name for name in names if ":" in name):
         spec = importlib.util.find_spec(top_module(name))
-        if spec is None or spec.origin is None:
+        if spec is None or spec.origin in ("built-in", "frozen"):
             continue
-        path = Path(spec.origin).resolve()
-        path = path.parent if spec.submodule_search_locations else path
+        # A package is its folder, also one without __init__.py, which has no origin.
+        path = Path(next(iter(spec.submodule_search_locations or ()), spec.origin)).resolve()
         if path.parent not in installed:
             found[path] = None
     return list(found)
+
+
+def own_code(recipe: Recipe) -> dict[str, str]:
+    """Content hashes of the own modules' files: a verifier or filter that was corrected is another one."""
+    files = [file for path in own_modules(recipe) for file in ([path] if path.is_file() else sorted(path.rglob("*.py")))]
+    return {f"{file.parent.name}/{file.name}": output_hash(file) for file in files}
 
 
 def own_folders(recipe: Recipe) -> list[str]:

@@ -8,7 +8,7 @@ from stillhouse.jobs.model_facts import is_path
 from stillhouse.jobs.recipe import Recipe
 from stillhouse.jobs.recipe_problems import DatasetSource, FileSource, ReasoningGymSource
 from stillhouse.jobs.recipe_teacher import ReplayTeacher
-from stillhouse.jobs.sources import SPLITS, read_source, require_sound, self_checks
+from stillhouse.jobs.sources import SPLITS, evaluation_set_identities, read_source, require_sound, self_checks
 from stillhouse.pipeline.errors import StillhouseError
 
 AnySource = ReasoningGymSource | FileSource | DatasetSource
@@ -24,6 +24,10 @@ def verifier_lines(recipe: Recipe) -> tuple[list[str], list[str]]:
     """
     lines: list[str] = []
     refused: list[str] = []
+    try:
+        evaluation_set_identities(recipe)
+    except StillhouseError as error:
+        refused.append(str(error))
     for split in SPLITS:
         for source in getattr(recipe.problems, split):
             first = _first_of(source)

@@ -56,7 +56,8 @@ class Filters(Section):
     verify_dropped: bool = True
     """Verify what a filter dropped as well, so that the report can say what the filter costs in right answers."""
     list: tuple[FilterStep, ...] = ()
-    """The filters in their order, with their settings; empty takes the default ones, whose length has the bounds above."""
+    """The filters in their order, with their settings; empty takes the default ones, whose length has the bounds above. Where
+    the list has no finished, it comes first: a cut-off trace is never trained on."""
     near_duplicates: Mode = "shadow"
     """What becomes of near duplicates among one problem's traces; exact ones are always dropped."""
     near_prompts: Mode = "shadow"
@@ -80,6 +81,11 @@ class Filters(Section):
             and (self.min_tokens, self.max_tokens) != (1, None)
         ):
             raise ValueError("has a list, whose length filter takes the bounds as options; leave min_tokens and max_tokens out")
+        names = [step.name for step in self.list]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"list: {repeated[0]} is there twice; give each filter once, with all its options")
+        if any(step.name == "finished" and step.mode != "drop" for step in self.list):
+            raise ValueError("list: finished cannot be switched off or only watch: a cut-off trace teaches no end of turn")
         for step in self.list:
             try:
                 make_filter(FilterSetting(step.name, step.mode, step.options))

@@ -16,6 +16,7 @@ from stillhouse.jobs.recipe_teacher import EngineTeacher, ReplayTeacher, Transfo
 from stillhouse.jobs.replaying import replayed_problems
 from stillhouse.pipeline.errors import RecipeError
 from stillhouse.pipeline.filters.settings import FilterSetting, default_filters
+from stillhouse.pipeline.overlap.evaluation_sets import ROW_FILES
 from stillhouse.pipeline.problems import dataset_problems, disjoint, local_problems, reasoning_gym_problems
 from stillhouse.pipeline.records import Problem, Sampling, Split
 from stillhouse.pipeline.store import output_hash
@@ -167,16 +168,36 @@ def read_source(source: ReasoningGymSource | FileSource | DatasetSource, split: 
 def file_hashes(recipe: Recipe) -> dict[str, str]:
     """Content hashes of the local files that a recipe reads problems from: a changed file is a changed recipe."""
     hashes = {}
-    for source in (*recipe.problems.train, *recipe.problems.validation, *recipe.problems.test):
-        if isinstance(source, FileSource) and Path(source.path).is_file():
-            hashes[Path(source.path).name] = output_hash(Path(source.path))
-        if isinstance(source, DatasetSource) and Path(source.name).is_dir():
-            for path in sorted(Path(source.name).rglob("*")):
-                if path.is_file():
-                    hashes[f"{source.name}:{path.relative_to(source.name)}"] = output_hash(path)
+    for split in SPLITS:
+        for number, source in enumerate(getattr(recipe.problems, split)):
+            if isinstance(source, FileSource) and Path(source.path).is_file():
+                hashes[f"{split}.{number}: {Path(source.path).name}"] = output_hash(Path(source.path))
+            if isinstance(source, DatasetSource) and Path(source.name).is_dir():
+                for path in sorted(Path(source.name).rglob("*")):
+                    if path.is_file():
+                        hashes[f"{split}.{number}: {path.relative_to(source.name)}"] = output_hash(path)
     if isinstance(recipe.teacher, ReplayTeacher) and recipe.teacher.path:
         hashes[Path(recipe.teacher.path).name] = output_hash(Path(recipe.teacher.path))
     return hashes
+
+
+def evaluation_set_identities(recipe: Recipe) -> list[dict[str, str | None]]:
+    """The recipe's evaluation sets, local files by their names and contents alone: where they lie is not what they are.
+
+    Raises:
+        RecipeError: a local file is not there.
+    """
+    found = []
+    for named in recipe.filters.evaluation_sets:
+        entry = named.model_dump(mode="json")
+        if named.name.endswith(ROW_FILES):
+            path = Path(named.name)
+            if not path.is_file() and "://" not in named.name:
+                raise RecipeError(f"filters.evaluation_sets names {path}, and there is no such file")
+            entry["name"] = path.name
+            entry["sha256"] = output_hash(path) if path.is_file() else None
+        found.append(entry)
+    return found
 
 
 def resolve_teacher(name: str) -> str:
@@ -197,7 +218,8 @@ def filter_settings(recipe: Recipe) -> tuple[FilterSetting, ...]:
     """The recipe's filters in their order, or the default ones with its bounds on the length."""
     filters = recipe.filters
     if filters.list:
-        return tuple(FilterSetting(step.name, step.mode, dict(step.options)) for step in filters.list)
+        listed = tuple(FilterSetting(step.name, step.mode, dict(step.options)) for step in filters.list)
+        return listed if any(step.name == "finished" for step in listed) else (FilterSetting("finished"), *listed)
     return default_filters(min_tokens=filters.min_tokens, max_tokens=filters.max_tokens or longest_completion(recipe))
 
 

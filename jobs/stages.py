@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.jobs import remote
+from stillhouse.jobs.own_code import own_code
 from stillhouse.jobs.recipe import Recipe
 from stillhouse.jobs.recipe_problems import FileSource
 from stillhouse.jobs.recipe_teacher import ReplayTeacher
 from stillhouse.jobs.run_state import RunState, StageOutput, read_problems
-from stillhouse.jobs.sources import file_hashes, gate_sampling, load_problems, test_problems
+from stillhouse.jobs.sources import evaluation_set_identities, file_hashes, gate_sampling, load_problems, test_problems
 from stillhouse.jobs.student_grading import base_identity, grading_settings, student_pool
 from stillhouse.jobs.trace_plan import FixedPlan
 from stillhouse.jobs.traces import (
@@ -41,6 +42,7 @@ EVALUATED = ("teacher", "base", "student", "checkpoint", "checkpoint_kernels")
 
 def problems_stage(run: RunState) -> None:
     """Problems of every split, with disjoint texts and golds that verify themselves."""
+    evaluation_set_identities(run.recipe)  # what is not there is said before the teacher is asked
 
     def work(_: str) -> StageOutput:
         kept, left_out, self_checks = load_problems(run.recipe)
@@ -57,7 +59,12 @@ def problems_stage(run: RunState) -> None:
         "problems",
         kind="problems",
         code_version=CODE_VERSIONS["problems"],
-        settings={"problems": _without_folders(run.recipe), "files": file_hashes(run.recipe)},
+        settings={
+            "problems": _without_folders(run.recipe),
+            "files": file_hashes(run.recipe),
+            "verifier": VERIFIER_VERSION,
+            "own_code": own_code(run.recipe),
+        },
         inputs={},
         work=work,
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from stillhouse.jobs import remote
 from stillhouse.jobs.generators import GeneratorPool, GeneratorSpec, chunks
+from stillhouse.jobs.own_code import own_code
 from stillhouse.jobs.recipe import Recipe
 from stillhouse.jobs.run_state import RunState
 from stillhouse.jobs.sources import evaluation_spec
@@ -23,6 +24,7 @@ def grading_settings(recipe: Recipe, sampling: Sampling, samples_per_problem: in
         "dtype": recipe.student.dtype,
         "seed": recipe.seed,
         "verifier": VERIFIER_VERSION,
+        "own_code": own_code(recipe),
         "system_prompt": recipe.teacher.system_prompt,
         "prompt_suffix": recipe.teacher.prompt_suffix,
     }

@@ -33,7 +33,7 @@ from stillhouse.pipeline.filters.settings import FilterSetting, Mode, default_fi
 from stillhouse.pipeline.overlap import minhash
 from stillhouse.pipeline.records import Problem, Trace, Verdict
 from stillhouse.pipeline.selection import SELECTION_VERSION, Candidate, Strategy, select
-from stillhouse.pipeline.tally import Fate, Seen, seen, with_kept
+from stillhouse.pipeline.tally import DECIDED, Fate, Seen, seen, with_kept
 
 STAGES = ("format", "verification", "dedup", "decontamination", "selection")
 _BATCH = 256
@@ -56,6 +56,7 @@ class Survey:
     Args:
         dropped: (stage, reason) of the traces that fell out, counted.
         num_samples: traces of each problem, whatever became of them.
+        num_outcomes: the same by their verifier's outcome, also of those that a filter dropped.
         tally: all of them as they are counted; a right one as not chosen.
         candidates: the right ones; ``seen``, ``digests``, ``sketches`` and ``contaminated`` hold one entry for each.
     """
@@ -63,6 +64,7 @@ class Survey:
     verdicts: list[Verdict]
     dropped: Counter[tuple[str, str]]
     num_samples: Counter[str]
+    num_outcomes: dict[str, Counter[str]]
     tally: Counter[Seen]
     candidates: list[Candidate]
     seen: list[Seen]
@@ -135,6 +137,9 @@ def survey_batch(
         verdicts=verdicts,
         dropped=dropped,
         num_samples=Counter(trace.problem_id for trace in traces),
+        num_outcomes={
+            outcome: Counter(trace.problem_id for trace in traces if outcomes.get(trace.key) == outcome) for outcome in DECIDED
+        },
         tally=Counter(counted.values()),
         seen=[counted[trace.key] for trace in correct],
         candidates=[_candidate(trace, problems_by_id[trace.problem_id]) for trace in correct],
@@ -146,8 +151,8 @@ def survey_batch(
 
 def settle(
     surveys: Iterable[Survey],
+    problems_by_id: Mapping[str, Problem],
     *,
-    prompt_duplicates: Iterable[Duplicate] = (),
     near_dedup: Mode = "shadow",
     prompt_dedup: Mode = "shadow",
     decontaminate: Mode = "drop",
@@ -157,23 +162,24 @@ def settle(
     """Deduplicate, decontaminate and select over all batches; the same whatever their order.
 
     Args:
-        prompt_duplicates: of `stillhouse.pipeline.dedup.near_duplicate_problems`; ``prompt_dedup`` says what becomes of their
-            traces.
+        problems_by_id: at least the problems of the right traces.
+        prompt_dedup: what becomes of the traces of a problem whose prompt nearly repeats another's.
         near_dedup: what becomes of near duplicates among one problem's traces. Exact ones are always dropped.
         decontaminate: what becomes of traces that the survey found contaminated.
         near_threshold: as the surveys were made with.
         selection: arguments of `stillhouse.pipeline.selection.select` beyond the candidates; where a ``teacher_band`` is set,
-            the teacher's pass rates are the ones counted here.
+            the teacher's pass rates are the ones counted here, over all traces of a problem that were judged right or wrong.
     """
     rows = _gather(surveys)
     verdicts: list[Verdict] = []
     rates: list[FilterRate] = []
     left = rows.in_order()
-    prompt_of = {dup.key: dup for dup in prompt_duplicates} if prompt_dedup != "off" else {}
     selection = dict(selection)
     if selection.get("teacher_band") is not None:
-        num_right = Counter(row.problem_id for row in rows.candidates)
-        selection["teacher_pass_rates"] = {problem: num_right[problem] / num for problem, num in rows.num_samples.items()}
+        num_right, num_decided = rows.num_outcomes["correct"], rows.num_outcomes["correct"] + rows.num_outcomes["wrong"]
+        selection["teacher_pass_rates"] = {
+            problem: num_right[problem] / max(1, num_decided[problem]) for problem in rows.num_samples
+        }
 
     def settle_check(stage: str, found: list[Verdict], check: str = "", mode: Mode = "drop") -> None:
         nonlocal left
@@ -190,11 +196,14 @@ def settle(
     if near_dedup != "off":
         near = near_duplicates([rows.candidates[i].key for i in left], rows.sketches.take(left), threshold=near_threshold)
     settle_check("dedup", [dup.verdict(shadow=near_dedup == "shadow") for dup in near], "near_dedup", near_dedup)
-    repeated = [
-        Duplicate(row.key, dup.kept_as, dup.similarity, dup.how)
-        for row in (rows.candidates[i] for i in left)
-        if (dup := prompt_of.get(row.problem_id))
-    ]
+    repeated: list[Duplicate] = []
+    if prompt_dedup != "off":
+        # Among problems that still have a right trace: one without may not stand for another.
+        answered = {rows.candidates[i].problem_id for i in left}
+        of = {dup.key: dup for dup in near_duplicate_problems([problems_by_id[key] for key in sorted(answered)])}
+        for row in (rows.candidates[i] for i in left):
+            if dup := of.get(row.problem_id):
+                repeated.append(Duplicate(row.key, dup.kept_as, dup.similarity, dup.how))
     settle_check("dedup", [dup.verdict(shadow=prompt_dedup == "shadow") for dup in repeated], "prompt_dedup", prompt_dedup)
     if decontaminate != "off":
         contaminated = _contaminated(rows, left, shadow=decontaminate == "shadow")
@@ -262,10 +271,9 @@ def filter_traces(
         surveys.append(survey_batch(by_id, ordered[begin : begin + _BATCH], settings, decontaminator))
         if progress is not None:
             progress(min(begin + _BATCH, len(ordered)), len(ordered))
-    asked = {trace.problem_id for trace in ordered}
     settled = settle(
         surveys,
-        prompt_duplicates=near_duplicate_problems([p for key, p in sorted(by_id.items()) if key in asked]),
+        by_id,
         near_dedup=near_dedup,
         prompt_dedup=prompt_dedup,
         decontaminate=decontaminate,
@@ -285,6 +293,7 @@ class _Rows:
     sketches_of_batches: list[minhash.Sketches] = field(default_factory=list)
     contaminated: dict[int, Drop] = field(default_factory=dict)
     num_samples: Counter[str] = field(default_factory=Counter)
+    num_outcomes: dict[str, Counter[str]] = field(default_factory=lambda: {outcome: Counter() for outcome in DECIDED})
     dropped: Counter[tuple[str, str]] = field(default_factory=Counter)
     tally: Counter[Seen] = field(default_factory=Counter)
 
@@ -307,6 +316,8 @@ def _gather(surveys: Iterable[Survey]) -> _Rows:
         rows.digests.extend(survey.digests)
         rows.sketches_of_batches.append(survey.sketches)
         rows.num_samples.update(survey.num_samples)
+        for outcome, num in survey.num_outcomes.items():
+            rows.num_outcomes[outcome].update(num)
         rows.dropped.update(survey.dropped)
         rows.tally.update(survey.tally)
     return rows

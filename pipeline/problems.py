@@ -14,7 +14,7 @@ from stillhouse.pipeline.errors import RecipeError
 from stillhouse.pipeline.judge_worker import encode_entry
 from stillhouse.pipeline.records import Problem, Split
 from stillhouse.pipeline.row_files import rows_of_dataset, rows_of_file
-from stillhouse.pipeline.verification import ENTRY_FIELDS, NO_GOLD_NEEDED, require_known_kind
+from stillhouse.pipeline.verification import ENTRY_FIELDS, NEEDED_FIELDS, NO_GOLD_NEEDED, is_entry_point, require_known_kind
 
 
 def reasoning_gym_problems(task: str, *, split: Split, size: int, seed: int, options: Mapping[str, Any]) -> list[Problem]:
@@ -195,6 +195,14 @@ def dataset_problems(
 def entry_text(kind: str, row: Mapping[str, Any]) -> str:
     """What a kind is judged by beside the answer, from a row's columns, as ``Problem.entry`` holds it."""
     entry = {name: row[name] for name in ENTRY_FIELDS.get(kind, ()) if row.get(name) is not None}
+    if is_entry_point(kind) and row.get("entry"):
+        given = row["entry"]
+        try:
+            entry = json.loads(given) if isinstance(given, str) else given
+        except ValueError as error:
+            raise RecipeError(f"the column 'entry' of a problem of kind {kind} is not JSON ({error})") from error
+        if not isinstance(entry, Mapping):
+            raise RecipeError(f"the column 'entry' of a problem of kind {kind} holds {type(entry).__name__}, not an object")
     return json.dumps(entry, sort_keys=True, ensure_ascii=False) if entry else ""
 
 
@@ -230,6 +238,11 @@ def _problems_of_rows(
             if not marker or not gold.strip():
                 raise RecipeError(f"{where}, row {number}: field {answer_field!r} has nothing behind {answer_after!r}")
             texts[1] = gold.strip()
+        if not texts[1] and not any(row.get(name) for name in NEEDED_FIELDS.get(kind, ())):
+            needed = " or ".join(map(repr, (answer_field, *NEEDED_FIELDS.get(kind, ()))))
+            raise RecipeError(f"{where}, row {number}: kind {kind} is judged by {needed}, and the row has {', '.join(row)}")
+        if kind == "code" and not row.get("tests"):
+            raise RecipeError(f"{where}, row {number}: kind code is judged by 'tests', and the row has {', '.join(row)}")
         topic = _topic(row, topic_field, f"{where}, row {number}")
         problems.append(Problem(texts[0], texts[1], kind, source, split, entry_text(kind, row), topic))
     if not problems:

@@ -19,6 +19,8 @@ Fate = Literal["kept", "not chosen", "not right", "filtered"]
 """What became of a trace: a training row; right, but a duplicate, contaminated or not selected; wrong or undecided; or a filter
 dropped it."""
 Figure = Literal["num_tokens", "repetition"]
+DECIDED = ("correct", "wrong")
+"""Outcomes that a pass rate counts: what no verifier could decide is neither right nor wrong."""
 
 _BINS_AN_OCTAVE = 8
 _REPETITION_BINS = 50
@@ -52,8 +54,8 @@ def _repetition_bin(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class SourceRate:
-    """The traces of one source and topic of problems. ``num_right / num_verified`` is its pass rate; a filtered trace may be
-    verified."""
+    """The traces of one source and topic of problems. ``num_right / num_verified`` is its pass rate: of those judged right or
+    wrong, whether or not a filter dropped them."""
 
     source: str
     num_traces: int
@@ -88,7 +90,7 @@ def source_rates(tally: Counter[Seen]) -> list[SourceRate]:
         row = rows[entry.source, entry.topic]
         row["traces"] += count
         row["filtered"] += count * (entry.fate == "filtered")
-        row["verified"] += count * bool(entry.outcome)
+        row["verified"] += count * (entry.outcome in DECIDED)
         row["right"] += count * (entry.outcome == "correct")
         row["kept"] += count * (entry.fate == "kept")
     columns = ("traces", "filtered", "verified", "right", "kept")

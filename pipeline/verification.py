@@ -39,6 +39,8 @@ ENTRY_FIELDS: dict[str, tuple[str, ...]] = {
     "code": ("tests", "entry_point", "setup"),
 }
 """What a kind is judged by beside the answer: columns of a problem file that go into ``Problem.entry``."""
+NEEDED_FIELDS: dict[str, tuple[str, ...]] = {"json": ("schema",), "regex": ("pattern",), "code": ("tests",)}
+"""What judges a problem of these kinds that has no gold answer."""
 NO_GOLD_NEEDED = frozenset({"json", "regex", "code", "reasoning_gym"})
 """Kinds whose problems may have no gold answer: schema, pattern, tests or the task's own scorer say what is right."""
 

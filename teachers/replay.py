@@ -311,7 +311,7 @@ def _plain(row: Mapping[str, Any], row_name: str) -> Iterator[ReplayedTrace | st
     elif gold is None:
         gold = answer
     tokens = row.get("tokens")
-    needed = ("topic", *itertools.chain.from_iterable(ENTRY_FIELDS.values()))
+    needed = ("topic", "entry", *itertools.chain.from_iterable(ENTRY_FIELDS.values()))
     try:
         tokens = None if tokens is None else int(tokens)
     except (TypeError, ValueError):

@@ -13,9 +13,9 @@ from stillhouse.pipeline.records import Verdict
 class FilterRate:
     """What one filter or check did: of ``num_in`` traces that reached it, how many it dropped (or would have, in shadow mode).
 
-    Of those that it let through and of those that it spoke against, the numbers that were verified and that were right: where
-    the two pass rates do not differ, the filter costs right answers and buys nothing. A check of the whole run (duplicates,
-    contamination) looks at right traces alone and counts none.
+    Of those that it let through and of those that it spoke against, the numbers that were verified (as right or wrong, what is
+    undecided is neither) and that were right: where the two pass rates do not differ, the filter costs right answers and buys
+    nothing. A check of the whole run (duplicates, contamination) looks at right traces alone and counts none.
     """
 
     name: str
@@ -58,7 +58,7 @@ def filter_rates(settings: Sequence[FilterSetting], verdicts: Iterable[Verdict])
         for i in range(decided + 1):
             row = counts[i]["against" if i in against else "through"]
             row[0] += 1
-            row[1] += bool(outcome)
+            row[1] += outcome in ("correct", "wrong")
             row[2] += outcome == "correct"
 
     of_trace: list[Verdict] = []

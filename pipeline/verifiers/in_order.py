@@ -11,6 +11,7 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+Done = tuple[list[Result], BaseException | None]
 _CHUNKS_AHEAD = 4
 _PATIENCE_S = 0.1
 
@@ -25,13 +26,20 @@ def in_order(function: Callable[[Item], Result], chunks: Iterable[list[Item]], *
     Raises:
         whatever the function or the source raises, at the place in the order where it happened.
     """
-    results: queue.Queue[Future[list[Result]] | BaseException | None] = queue.Queue(_CHUNKS_AHEAD * num_workers)
+    results: queue.Queue[Future[Done] | BaseException | None] = queue.Queue(_CHUNKS_AHEAD * num_workers)
     stopped = threading.Event()
 
-    def work(chunk: list[Item]) -> list[Result]:
-        return [function(item) for item in chunk if not stopped.is_set()]
+    def work(chunk: list[Item]) -> Done:
+        found: list[Result] = []
+        try:
+            for item in chunk:
+                if not stopped.is_set():
+                    found.append(function(item))
+        except BaseException as error:  # raised again behind the results before it
+            return found, error
+        return found, None
 
-    def put(result: Future[list[Result]] | BaseException | None) -> bool:
+    def put(result: Future[Done] | BaseException | None) -> bool:
         while not stopped.is_set():
             try:
                 results.put(result, timeout=_PATIENCE_S)
@@ -58,7 +66,10 @@ def in_order(function: Callable[[Item], Result], chunks: Iterable[list[Item]], *
         while (result := results.get()) is not None:
             if isinstance(result, BaseException):
                 raise result
-            yield from result.result()
+            found, error = result.result()
+            yield from found
+            if error is not None:
+                raise error
     finally:
         stopped.set()
         threads.shutdown(wait=True, cancel_futures=True)

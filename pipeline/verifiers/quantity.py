@@ -34,11 +34,14 @@ def verify_number(gold: str, answer: str, entry: Mapping[str, Any]) -> Judgement
         rel_tol, abs_tol = (_tolerance(entry, name) for name in ("rel_tol", "abs_tol"))
     except ValueError as error:
         return Judgement("undecided", str(error))
+    given_unit = entry.get("unit")
+    if not isinstance(given_unit, str | None):
+        return Judgement("undecided", f"the unit must be text, got {given_unit!r:.40}")
     try:
         value, unit = _number(answer)
     except (Unreadable, Undecidable) as error:
         return Judgement("wrong", f"not a number with a unit: {error}")
-    gold_unit = gold_unit or entry.get("unit") or unit
+    gold_unit = gold_unit or given_unit or unit
     if unit is not None and gold_unit is not None:
         have, want = unit_of(unit), unit_of(gold_unit)
         if have.dimension == DEGREE and want.offset:  # 20° where °C is meant
@@ -66,14 +69,17 @@ def _tolerance(entry: Mapping[str, Any], name: str) -> Fraction | None:
     if value is None:
         return None
     try:
-        tolerance = Fraction(str(value))
-    except ValueError as error:
+        # By way of a float: "1e999999999" would be a fraction of as many digits.
+        tolerance = Fraction(repr(float(value)))
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{name} must be a number, got {value!r}") from error
     if tolerance < 0:
         raise ValueError(f"{name} must not be negative, got {value!r}")
     return tolerance
 
 
+# A unit whose sign is no letter: in a box of text it would be rewritten as mathematics.
+_SIGNED_UNIT = re.compile(r"(?:\\[,;:! ])?\s*\\(?:text|textrm|mathrm|mbox)\s*\{\s*([^{}]*[°µμΩ][^{}]*)\}")
 # Here a letter is a unit and never a variable: "\\sqrt{2} m", "5m", and a lone "1,5" a decimal and no pair.
 _WITH_UNIT = re.compile(r"(?P<value>.*?(?:[\d)}]|\\pi))\s*(?P<unit>[A-Za-zµ%][A-Za-zµ %/^{}*()\d-]*)")
 _MARKED_UNIT = re.compile(r"\\(?:text\w*|mathrm|mbox|operatorname)\s*\{([^{}]*)\}")
@@ -84,7 +90,7 @@ _SCALARS = frozenset(["num", "dec", "const", "add", "neg", "mul", "div", "pow", 
 
 
 def _number(text: str) -> tuple[Fraction, str | None]:
-    plain = _EXPONENT.sub(r"\1\\times 10^{\2}", text)
+    plain = _EXPONENT.sub(r"\1\\times 10^{\2}", _SIGNED_UNIT.sub(r" \1", text.replace("~", " ")))
     plain = _TIMES_UNIT.sub("*", _MARKED_UNIT.sub(r" \1 ", normalized(plain))).removeprefix("\\approx").strip()
     comma = _DECIMAL_COMMA.match(plain)
     if comma and "," not in plain[comma.end() :]:

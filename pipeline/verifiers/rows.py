@@ -45,7 +45,7 @@ def judge_row(
         StillhouseError: the checking process does not start.
     """
     require_known_kind(kind, where="row")
-    if "pred" not in row or ("gold" not in row and kind not in NO_GOLD_NEEDED | {"reasoning_gym"}):
+    if "pred" not in row or ("gold" not in row and kind not in NO_GOLD_NEEDED):
         raise RecipeError(f"a row of kind {kind} needs 'gold' and 'pred'; it has {', '.join(map(repr, row)) or 'nothing'}")
     gold, pred = _text(row.get("gold")), _text(row["pred"])
     entry = _entry(kind, row)

@@ -149,7 +149,7 @@ def test_batches_may_be_cut_and_come_back_in_any_order():
         shuffled = random.Random(seed).sample(traces, len(traces))
         batches = [shuffled[i : i + size] for i in range(0, len(shuffled), size)]
         surveys = (pickle.loads(pickle.dumps(survey_batch(by_id, batch, settings, decontaminator))) for batch in batches)
-        settled = settle(surveys, selection={"per_problem": 2, "seed": 0})
+        settled = settle(surveys, by_id, selection={"per_problem": 2, "seed": 0})
         assert [row.key for row in settled.kept] == [trace.key for trace in whole.kept]
         assert settled.funnel == whole.funnel
         assert settled.clusters == whole.clusters
@@ -173,7 +173,8 @@ def test_the_teachers_own_pass_rate_is_counted_over_all_its_samples():
     """Counted over the correct ones alone, every problem would look easy."""
     result = run(all_kinds_of_traces(), per_problem=9, selection={"teacher_band": (0.0, 0.5)})
     assert result.kept == []
-    assert {v.evidence for v in result.verdicts if v.check == "pass_rate"} == {"pass rate 0.62, wanted 0 to 0.5"}  # 5 of 8
+    evidence = {v.evidence for v in result.verdicts if v.check == "pass_rate"}
+    assert evidence == {"pass rate 0.75, wanted 0 to 0.5"}, "6 of 8, one of which a filter dropped"
     assert len(run(all_kinds_of_traces(), per_problem=9, selection={"teacher_band": (0.5, 0.9)}).kept) == 18
 
 
@@ -199,6 +200,7 @@ def test_each_check_of_the_whole_run_says_what_it_did_and_all_traces_are_counted
     """The report would show filters and say nothing of duplicates and contamination, or count traces that are not there."""
     settled = settle(
         [survey_batch({p.id: p for p in TRAIN}, all_kinds_of_traces(), FILTERS, Decontaminator({"": [TEST[0].prompt]}))],
+        {p.id: p for p in TRAIN},
         prompt_dedup="off",
         selection={"per_problem": 2, "seed": 0},
     )
@@ -217,6 +219,20 @@ def test_each_check_of_the_whole_run_says_what_it_did_and_all_traces_are_counted
         ("filtered", "wrong"): 6,
         ("filtered", "correct"): 6,
     }
+
+
+def test_a_problem_without_a_right_trace_stands_for_no_other():
+    """The only right traces of a question would be thrown away for a twin that the teacher got wrong."""
+    text = (
+        "A farmer keeps 12 cows and 7 hens in the old barn behind the mill, where his father kept sheep before the great flood "
+        "came down the valley and carried most of them away one night; how many animals does he keep there {}?"
+    )
+    twins = [Problem(text.format(word), "19", "math", "s", "train") for word in ("today", "now")]
+    wrong_first = [make_trace(twins[0], 0, worked(twins[0], answer=20)), make_trace(twins[1], 0, worked(twins[1]))]
+    both_right = [make_trace(problem, 0, worked(problem)) for problem in twins]
+    for traces, num_kept in ((wrong_first, 1), (wrong_first[::-1], 1), (both_right, 1)):
+        arguments = {"test_problems": TEST, "per_problem": 2, "min_tokens": 5, "max_tokens": 100, "seed": 0}
+        assert len(filter_traces(twins, traces, prompt_dedup="drop", **arguments).kept) == num_kept
 
 
 def test_a_trace_of_an_unknown_problem_is_refused():

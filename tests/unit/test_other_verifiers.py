@@ -9,7 +9,7 @@ import pytest
 from stillhouse.pipeline import judge_process
 from stillhouse.pipeline.errors import RecipeError, StillhouseError
 from stillhouse.pipeline.records import Problem
-from stillhouse.pipeline.verification import require_known_kind, self_check, verify
+from stillhouse.pipeline.verification import judge, require_known_kind, self_check, verify
 from stillhouse.pipeline.verifiers.units import unit_of
 
 
@@ -253,3 +253,25 @@ def test_an_entry_that_is_no_object_is_named():
         verify(Problem("?", "5", "number", "mine", "train", "[1]"), "5")
     with pytest.raises(RecipeError, match="not JSON"):
         verify(Problem("?", "5", "number", "mine", "train", "{"), "5")
+
+
+@pytest.mark.parametrize(
+    ("unit", "answer", "outcome"),
+    [
+        ("°C", r"12 \text{ °C}", "correct"),
+        ("°C", r"12\,\text{°C}", "correct"),
+        ("µm", r"12\,\text{µm}", "correct"),
+        ("µm", r"12\,\text{mm}", "wrong"),
+        ("m^2", r"12~\text{m}^{2}", "correct"),
+        (5, "12 m", "undecided"),
+    ],
+)
+def test_units_as_models_write_them(unit, answer, outcome):
+    """Right answers with a degree or a micro sign in text would be dropped, and the self-test would not see it."""
+    assert judge("number", "12", answer, {"unit": unit}).outcome == outcome
+
+
+@pytest.mark.parametrize("tolerance", ["1/0", "1e999999999", float("nan"), [1]])
+def test_a_tolerance_that_is_no_number_is_undecided(tolerance):
+    """One odd row would end the command, or hang it."""
+    assert judge("number", "12", "12", {"rel_tol": tolerance}).outcome == "undecided"

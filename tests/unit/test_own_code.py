@@ -6,8 +6,10 @@ import sys
 
 import pytest
 
-from stillhouse.jobs.own_code import own_modules
+from stillhouse.jobs.own_code import own_code, own_modules
+from stillhouse.jobs.plan import plan
 from stillhouse.jobs.recipe import load_recipe
+from stillhouse.jobs.sources import evaluation_set_identities, file_hashes, filter_settings
 from stillhouse.jobs.submit import with_files
 from stillhouse.pipeline.errors import RecipeError
 from stillhouse.pipeline.verifiers.rows import judge_row
@@ -43,6 +45,8 @@ def recipe(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in [name for name in sys.modules if name.startswith("own_side_")]:
+        monkeypatch.delitem(sys.modules, name)  # of another test's folder
     return folder / "own.yaml"
 
 
@@ -81,6 +85,57 @@ def test_a_module_is_found_that_came_to_the_path_after_the_workers_started(tmp_p
         monkeypatch.syspath_prepend(str(tmp_path / name))
         row = {"gold": "a", "pred": "a"}
         assert judge_row(f"python:{name}:same", row)["verdict"] == "correct"
+
+
+def test_a_folder_without_init_travels_too_and_an_edited_module_is_another_one(recipe):
+    """The job would miss it; a corrected verifier's verdicts would be those of the one before."""
+    before = own_code(load_recipe(recipe))
+    assert before.keys() == {
+        "own_side_checks/__init__.py",
+        "own_side_checks/words.py",
+        "team/own_side_filters.py",
+    }
+    (recipe.parent / "own_side_filters.py").write_text("def no_shouting(trace):\n    return ('loud', '!')\n")
+    after = own_code(load_recipe(recipe))
+    assert {name for name in after if after[name] != before[name]} == {"team/own_side_filters.py"}
+    (recipe.parent / "own_bare").mkdir()
+    (recipe.parent / "own_bare" / "words.py").write_text("def f(answer, gold, entry):\n    return True\n")
+    changed = load_recipe(recipe, ["problems.test.0.kind='python:own_bare.words:f'", "teacher.problem_kind=math"])
+    assert own_modules(changed)[0] == recipe.parent / "own_bare"
+
+
+def test_evaluation_sets_count_by_their_content_and_are_missed_before_the_teacher_is_asked(recipe, tmp_path):
+    """New items of a set would stay in the training rows; a set that is not there would be found out after all was paid."""
+    first = evaluation_set_identities(load_recipe(recipe))
+    moved = tmp_path / "elsewhere" / "held_out.jsonl"
+    moved.write_bytes((recipe.parent / "held_out.jsonl").read_bytes())
+    assert evaluation_set_identities(load_recipe(recipe, [f"filters.evaluation_sets.0.name={moved}"])) == first
+    moved.write_text(json.dumps({"prompt": "Say perhaps."}) + "\n")
+    assert evaluation_set_identities(load_recipe(recipe, [f"filters.evaluation_sets.0.name={moved}"])) != first
+    absent = load_recipe(recipe, ["filters.evaluation_sets.0.name=nope.jsonl"])
+    with pytest.raises(RecipeError, match=r"nope\.jsonl"):
+        evaluation_set_identities(absent)
+    assert [line for line in plan(absent).missing if "nope.jsonl" in line]
+
+
+def test_files_of_one_name_are_two_files(recipe):
+    """An edited training file would not be noticed beside a test file of the same name."""
+    (recipe.parent / "other").mkdir()
+    other = recipe.parent / "other" / "test.jsonl"
+    other.write_text(json.dumps({"prompt": "Say no.", "answer": "no"}) + "\n")
+    overrides = [f"problems.validation=[{{source: file, path: {other}, kind: exact}}]"]
+    before = file_hashes(load_recipe(recipe, overrides))
+    other.write_text(json.dumps({"prompt": "Say no.", "answer": "No"}) + "\n")
+    assert len([name for name, value in file_hashes(load_recipe(recipe, overrides)).items() if before[name] != value]) == 1
+
+
+def test_a_cut_off_trace_is_never_kept_and_no_filter_is_listed_twice(recipe):
+    """A list of one's own without it would train on completions that were cut, and teach no end of turn."""
+    loaded = load_recipe(recipe, ["filters.list=[{name: repetition}]"])
+    assert [(step.name, step.mode) for step in filter_settings(loaded)] == [("finished", "drop"), ("repetition", "drop")]
+    for steps in ("[{name: finished, mode: shadow}]", "[{name: length}, {name: length, mode: shadow}]"):
+        with pytest.raises(RecipeError, match=r"filters"):
+            load_recipe(recipe, [f"filters.list={steps}"])
 
 
 def test_a_module_that_is_nowhere_is_a_mistake_of_the_recipe(recipe):

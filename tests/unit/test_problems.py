@@ -211,3 +211,31 @@ def test_a_topic_changes_no_key_and_old_problems_have_none():
     assert plain.id == sorted_in.id
     assert from_table(Problem, to_table(Problem, [sorted_in])) == [sorted_in]
     assert from_table(Problem, to_table(Problem, [sorted_in]).drop_columns("topic")) == [plain]
+
+
+def test_an_own_verifier_gets_its_entry_in_a_run_as_on_the_command_line(tmp_path):
+    """It would judge with its defaults in the run, and with the row's settings when it was tried out."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "p", "answer": "a", "entry": {"tol": 2}}) + "\n")
+    (problem,) = local_problems(str(path), split="train", kind="python:m:f")
+    assert json.loads(problem.entry) == {"tol": 2}
+    path.write_text(json.dumps({"prompt": "p", "answer": "a", "entry": "[1"}) + "\n")
+    with pytest.raises(RecipeError, match="not JSON"):
+        local_problems(str(path), split="train", kind="python:m:f")
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "expected"),
+    [
+        ("regex", {"regexp": "a+"}, "'answer' or 'pattern'"),
+        ("json", {"scheme": {}}, "'answer' or 'schema'"),
+        ("code", {"test": "assert True"}, "'answer' or 'tests'"),
+        ("code", {"answer": "pass", "tests": []}, "'tests'"),
+    ],
+)
+def test_a_row_without_what_judges_it_is_refused(tmp_path, kind, row, expected):
+    """A misspelt column would leave every answer undecided, and be found out when the traces are paid for."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "p"} | row) + "\n")
+    with pytest.raises(RecipeError, match=rf"row 1: .*{expected}"):
+        local_problems(str(path), split="train", kind=kind)

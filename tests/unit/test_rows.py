@@ -6,6 +6,7 @@ import pytest
 
 from stillhouse.pipeline.errors import RecipeError
 from stillhouse.pipeline.problems import reasoning_gym_problems
+from stillhouse.pipeline.verifiers.in_order import in_order
 from stillhouse.pipeline.verifiers.lenient import last_boxes, lenient_answer, lenient_letter
 from stillhouse.pipeline.verifiers.rows import judge_row, judge_rows
 
@@ -142,3 +143,17 @@ def test_a_row_that_raises_costs_none_before_it():
     assert before == ["correct"] * 32
     with pytest.raises(RecipeError, match="needs 'gold' and 'pred'"):
         list(said)
+
+
+def test_what_was_judged_before_a_failure_comes_first():
+    """A defect in one row would take the verdicts of fifteen others with it."""
+
+    def function(item):
+        if item == 3:
+            raise OSError("no")
+        return item
+
+    results = in_order(function, [[0, 1, 2, 3, 4]], num_workers=1)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(OSError, match="no"):
+        next(results)

@@ -48,6 +48,12 @@ def test_pass_rates_by_source_take_what_was_verified_and_nothing_else():
     assert (b.source, b.pass_rate) == ("b", None)
 
 
+def test_what_nobody_could_decide_is_neither_right_nor_wrong():
+    """A sandbox that was down for an hour would make a source look hard."""
+    (rate,) = source_rates(counted(10) + counted(10, 10, 10, outcome="undecided", fate="not right"))
+    assert (rate.num_traces, rate.num_verified, rate.pass_rate) == (4, 1, 1.0)
+
+
 def test_kept_traces_move_and_none_is_counted_twice():
     """The bars of one trace would stand on each other twice, as kept and as not chosen."""
     tally = counted(10, 10, 10, fate="not chosen")
