@@ -58,7 +58,7 @@ chaos: $(STAMP)  ## The long drills: 1,000 kills, 100,000 faulty calls, budgets,
 	  drill kills --object-store-kills 100 && drill bad_api && drill budget && drill engines && drill cluster_kills \
 	  && drill scale --folder $(CHAOS)/scale && rm -rf $(CHAOS)/scale
 
-harness: $(STAMP)  ## Verifiers, sandbox, decontamination against their targets, at modest sizes; about five minutes
+harness: $(STAMP)  ## Verifiers, sandbox, decontamination against their targets, at modest sizes; about three minutes
 	@status=0; harness() { echo "$$*" >&2; $(BIN)/python -m tests.harness."$$@" || { status=1; echo "$$1: target missed" >&2; }; }; \
 	  harness conformance; harness perturbed --num 10000; harness hostile --deadline 1 --every 4; \
 	  harness decontamination; harness sandbox_attacks; exit $$status
