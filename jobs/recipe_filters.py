@@ -36,8 +36,8 @@ class EvaluationSet(Section):
 
     name: Text
     """A .jsonl or .parquet file, or a data set on the hub."""
-    field: Text | None = None
-    """Column of the prompts; null finds it."""
+    field: Text | Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] | None = None
+    """Column of the prompts, or a list of columns that make one together, [question, choices]; null finds it."""
     subset: Text | None = None
     """Configuration of the data set; null takes its default."""
     split: Text = "test"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from stillhouse.pipeline.errors import RecipeError
@@ -13,13 +13,19 @@ PROMPT_FIELDS = ("prompt", "question", "problem", "Question", "Problem", "input"
 
 
 def evaluation_prompts(
-    name: str, *, field: str | None = None, subset: str | None = None, split: str = "test", revision: str | None = None
+    name: str,
+    *,
+    field: str | Sequence[str] | None = None,
+    subset: str | None = None,
+    split: str = "test",
+    revision: str | None = None,
 ) -> list[str]:
     """Read the prompts of one evaluation set.
 
     Args:
         name: a ``.jsonl`` or ``.parquet`` file, or a data set that ``datasets.load_dataset`` finds (``openai/gsm8k``).
-        field: the column of the prompts; None takes the first of ``PROMPT_FIELDS`` that the first row has.
+        field: the column of the prompts, or several (a question and its choices) whose texts are joined by line breaks; None
+            takes the first of ``PROMPT_FIELDS`` that the first row has.
         subset, split, revision: of a data set; without meaning for a file.
 
     Returns:
@@ -40,16 +46,25 @@ def evaluation_prompts(
     return prompts
 
 
-def _prompts(rows: Iterable[tuple[int, Mapping[str, Any]]], field: str | None, where: str) -> Iterator[str]:
+def _prompts(rows: Iterable[tuple[int, Mapping[str, Any]]], field: str | Sequence[str] | None, where: str) -> Iterator[str]:
+    fields = [field] if isinstance(field, str) else list(field or ())
     for number, row in rows:
-        if field is None:
-            field = next((name for name in PROMPT_FIELDS if name in row), None)
-            if field is None:
+        if not fields:
+            fields = [name for name in PROMPT_FIELDS if name in row][:1]
+            if not fields:
                 raise RecipeError(f"{where}: none of {', '.join(PROMPT_FIELDS)} among its fields {', '.join(row)}; set field")
-        if field not in row:
-            raise RecipeError(f"{where}, row {number}: field {field!r} is missing; the row has {', '.join(row) or 'nothing'}")
-        prompt = row[field]
-        if prompt is not None and not isinstance(prompt, str):
-            raise RecipeError(f"{where}, row {number}: field {field!r} holds a {type(prompt).__name__}, not text")
-        if prompt and prompt.strip():
+        prompt = "\n".join(text for name in fields for text in _texts(row, name, f"{where}, row {number}"))
+        if prompt.strip():
             yield prompt
+
+
+def _texts(row: Mapping[str, Any], field: str, where: str) -> list[str]:
+    """A column's text, or its list of texts (the choices of a question)."""
+    if field not in row:
+        raise RecipeError(f"{where}: field {field!r} is missing; the row has {', '.join(row) or 'nothing'}")
+    value = row[field]
+    texts = value if isinstance(value, list | tuple) else [] if value is None else [value]
+    for text in texts:
+        if not isinstance(text, str):
+            raise RecipeError(f"{where}: field {field!r} holds a {type(text).__name__}, not text")
+    return list(texts)

@@ -293,6 +293,11 @@ def test_evaluation_sets_are_read_from_files(tmp_path, ending):
     else:
         pq.write_table(pa.Table.from_pylist(rows), path)
     assert evaluation_prompts(str(path)) == [WORDY, "Why?"]
+    choices = tmp_path / "choices.jsonl"
+    choices.write_text(json.dumps({"question": "Which?", "choices": ["this one", "that one"]}) + "\n")
+    assert evaluation_prompts(str(choices), field=["question", "choices"]) == ["Which?\nthis one\nthat one"]
+    with pytest.raises(RecipeError, match="row 1: field 'options' is missing"):
+        evaluation_prompts(str(choices), field=["question", "options"])
     with pytest.raises(RecipeError, match=r"row 1: field 'task' is missing; the row has id, question"):
         evaluation_prompts(str(path), field="task")
     with pytest.raises(RecipeError, match=r"row 1: field 'id' holds a int, not text"):

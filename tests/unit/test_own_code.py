@@ -107,6 +107,8 @@ def test_a_folder_without_init_travels_too_and_an_edited_module_is_another_one(r
 def test_evaluation_sets_count_by_their_content_and_are_missed_before_the_teacher_is_asked(recipe, tmp_path):
     """New items of a set would stay in the training rows; a set that is not there would be found out after all was paid."""
     first = evaluation_set_identities(load_recipe(recipe))
+    joined = load_recipe(recipe, ["filters.evaluation_sets.0.field=[question, choices]"])
+    assert evaluation_set_identities(joined)[0]["field"] == ["question", "choices"]
     moved = tmp_path / "elsewhere" / "held_out.jsonl"
     moved.write_bytes((recipe.parent / "held_out.jsonl").read_bytes())
     assert evaluation_set_identities(load_recipe(recipe, [f"filters.evaluation_sets.0.name={moved}"])) == first
