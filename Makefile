@@ -26,9 +26,9 @@ help:  ## List the targets
 demo: $(STAMP)  ## Distil the shipped tiny teacher into the shipped tiny student: every stage, minutes on a laptop
 	@$(BIN)/stillhouse run demo --out runs/demo
 
-# Test files side by side, each whole in one process: most wait for a process that they started.
-JOBS ?= 2
-PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+# Test files side by side, each whole in one process: most wait for a process that they started. The slow ones come first.
+JOBS ?= 3
+PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test: $(STAMP)  ## Run all tests
 	@$(PYTEST)

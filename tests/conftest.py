@@ -1,6 +1,7 @@
 """Options of the whole suite, and what every test process starts with."""
 
 import os
+from collections import Counter
 
 # Ray reads a token once a process and keeps it: a second local Ray under another HOME would be refused with the first one's.
 # Processes that tests start (the fixture `environment`) go without this, so that tokens are used there.
@@ -13,3 +14,9 @@ def pytest_addoption(parser):
         action="store_true",
         help="write the files under tests/golden/ anew instead of comparing with them; review the change as a diff",
     )
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest: begun last, one of them keeps a process busy when the others have ended."""
+    num_slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -num_slow[item.path])
