@@ -63,13 +63,22 @@ def in_order(function: Callable[[Item], Result], chunks: Iterable[list[Item]], *
     # A daemon: it may be waiting for a line that never comes when the caller has had enough.
     threading.Thread(target=read, name="judge-reader", daemon=True).start()
     try:
-        while (result := results.get()) is not None:
+        while (result := _patiently(results.get, queue.Empty)) is not None:
             if isinstance(result, BaseException):
                 raise result
-            found, error = result.result()
+            found, error = _patiently(result.result, TimeoutError)
             yield from found
             if error is not None:
                 raise error
     finally:
         stopped.set()
         threads.shutdown(wait=True, cancel_futures=True)
+
+
+def _patiently(wait: Callable[..., Result], nothing_yet: type[Exception]) -> Result:
+    """Wait for ever, a moment at a time: an interrupt that comes just before a wait without an end is never seen."""
+    while True:
+        try:
+            return wait(timeout=_PATIENCE_S)
+        except nothing_yet:
+            continue
