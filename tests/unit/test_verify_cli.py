@@ -114,7 +114,9 @@ def test_what_files_look_like_is_taken(given, expected):
 
 def test_a_verdict_comes_before_the_next_row_is_sent():
     """A program that asks for one verdict at a time would wait for ever."""
-    with subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+    # A suite that a shell started in the background ignores SIGINT, and so would its children.
+    with subprocess.Popen(COMMAND, **pipes, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:
         for pred, verdict in (("1", "correct"), ("2", "wrong")):
             process.stdin.write(json.dumps({"gold": "1", "pred": pred}).encode() + b"\n")
             process.stdin.flush()
