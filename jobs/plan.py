@@ -30,7 +30,7 @@ from stillhouse.jobs.plan_teacher import engine_lines, expected_samples, missing
 from stillhouse.jobs.plan_verifiers import FIRST_PROBLEMS, verifier_lines
 from stillhouse.jobs.plan_words import in_bytes, in_dollars, in_hours, in_number, in_short, plural
 from stillhouse.jobs.recipe import Recipe
-from stillhouse.jobs.recipe_problems import DatasetSource, FileSource, ReasoningGymSource
+from stillhouse.jobs.recipe_problems import AnySource, FileSource, ReasoningGymSource
 from stillhouse.jobs.recipe_teacher import EndpointTeacher, EngineTeacher, ReplayTeacher
 from stillhouse.jobs.sources import longest_completion, teacher_resources
 from stillhouse.pipeline.row_files import count_rows
@@ -93,7 +93,7 @@ class Needs:
     downloads: list[str] = field(default_factory=list)
 
 
-def _count(source: ReasoningGymSource | FileSource | DatasetSource, needs: Needs) -> int:
+def _count(source: AnySource, needs: Needs) -> int:
     """Number of problems of a source; what is assumed for it and what is missing goes into ``needs``."""
     if isinstance(source, ReasoningGymSource):
         return source.size

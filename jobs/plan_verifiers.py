@@ -6,12 +6,11 @@ from pathlib import Path
 
 from stillhouse.jobs.model_facts import is_path
 from stillhouse.jobs.recipe import Recipe
-from stillhouse.jobs.recipe_problems import DatasetSource, FileSource, ReasoningGymSource
+from stillhouse.jobs.recipe_problems import AnySource, DatasetSource, FileSource, ReasoningGymSource
 from stillhouse.jobs.recipe_teacher import ReplayTeacher
 from stillhouse.jobs.sources import SPLITS, evaluation_set_identities, read_source, require_sound, self_checks
 from stillhouse.pipeline.errors import StillhouseError
 
-AnySource = ReasoningGymSource | FileSource | DatasetSource
 FIRST_PROBLEMS = 50
 """Problems of each source that the plan looks at; `stillhouse verify --self-test` and the run itself take all golds."""
 
@@ -49,8 +48,8 @@ def verifier_lines(recipe: Recipe) -> tuple[list[str], list[str]]:
 
 
 def _first_of(
-    source: ReasoningGymSource | FileSource | DatasetSource,
-) -> ReasoningGymSource | FileSource | DatasetSource | None:
+    source: AnySource,
+) -> AnySource | None:
     """The source cut to its first problems; None where it is not on this machine."""
     if isinstance(source, ReasoningGymSource):
         return source.model_copy(update={"size": min(source.size, FIRST_PROBLEMS)})

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from stillhouse.jobs.recipe_section import NonNegativeFloat, PositiveInt, Section, Share, Text
 from stillhouse.pipeline.errors import RecipeError
+from stillhouse.pipeline.filters import settings
 from stillhouse.pipeline.filters.settings import FilterSetting, make_filter
+from stillhouse.pipeline.selection import Balance, Strategy
 
 
 def _mode_of_switch(value: Any) -> Any:
@@ -16,7 +18,7 @@ def _mode_of_switch(value: Any) -> Any:
     return {True: "drop", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
-Mode = Annotated[Literal["drop", "shadow", "off"], BeforeValidator(_mode_of_switch)]
+Mode = Annotated[settings.Mode, BeforeValidator(_mode_of_switch)]
 
 
 class FilterStep(Section):
@@ -102,7 +104,7 @@ class Select(Section):
 
     per_problem: PositiveInt = 1
     """At most this many traces of one problem."""
-    strategy: Literal["shortest", "longest", "mixed", "random"] = "shortest"
+    strategy: Strategy = "shortest"
     """Which of a problem's correct traces are taken; mixed takes short and long ones in turn."""
     teacher_band: Band | None = None
     """[lowest, highest] share of a problem's traces that are right; others are too hard or too easy. null takes all."""
@@ -118,7 +120,7 @@ class Select(Section):
     """At most this many traces of one source of problems, its topics in turn; null takes all."""
     max_examples: PositiveInt | None = None
     """At most this many training rows, shared over the sources and their topics; null takes all."""
-    balance: Literal["proportional", "equal"] = "proportional"
+    balance: Balance = "proportional"
     """How max_examples is shared over the topics of all sources: as they stand, or equally as far as each has enough."""
 
     @model_validator(mode="after")

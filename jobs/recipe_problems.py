@@ -71,7 +71,8 @@ class DatasetSource(Section):
     """At most this many rows, from the start; null takes all."""
 
 
-Source = Annotated[ReasoningGymSource | FileSource | DatasetSource, Field(discriminator="source")]
+AnySource = ReasoningGymSource | FileSource | DatasetSource
+Source = Annotated[AnySource, Field(discriminator="source")]
 
 
 class Problems(Section):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from stillhouse.jobs.generators import GeneratorSpec
 from stillhouse.jobs.recipe import Recipe
-from stillhouse.jobs.recipe_problems import DatasetSource, FileSource, ReasoningGymSource
+from stillhouse.jobs.recipe_problems import AnySource, DatasetSource, FileSource, ReasoningGymSource
 from stillhouse.jobs.recipe_teacher import EngineTeacher, ReplayTeacher, TransformersTeacher
 from stillhouse.jobs.replaying import replayed_problems
 from stillhouse.pipeline.errors import RecipeError
@@ -129,7 +129,7 @@ def self_test(recipe: Recipe, *, max_mutated: int | None = None) -> dict[str, Se
     return found
 
 
-def read_source(source: ReasoningGymSource | FileSource | DatasetSource, split: Split) -> list[Problem]:
+def read_source(source: AnySource, split: Split) -> list[Problem]:
     """All problems of one source.
 
     Raises:

@@ -31,9 +31,9 @@ from stillhouse.pipeline.filters.judging import judge_batch
 from stillhouse.pipeline.filters.rates import FilterRate
 from stillhouse.pipeline.filters.settings import FilterSetting, Mode, default_filters, needs_percentiles, with_percentiles
 from stillhouse.pipeline.overlap import minhash
-from stillhouse.pipeline.records import Problem, Trace, Verdict
+from stillhouse.pipeline.records import DECIDED, Problem, Trace, Verdict
 from stillhouse.pipeline.selection import SELECTION_VERSION, Candidate, Strategy, select
-from stillhouse.pipeline.tally import DECIDED, Fate, Seen, seen, with_kept
+from stillhouse.pipeline.tally import Fate, Seen, seen, with_kept
 
 STAGES = ("format", "verification", "dedup", "decontamination", "selection")
 _BATCH = 256

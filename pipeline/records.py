@@ -25,6 +25,8 @@ KEY_VERSION = 1
 
 Split = Literal["train", "validation", "test"]
 Outcome = Literal["correct", "wrong", "undecided"]
+DECIDED: tuple[Outcome, ...] = ("correct", "wrong")
+"""Outcomes that a pass rate counts: what no verifier could decide is neither right nor wrong."""
 FinishReason = Literal["stop", "length", "truncated", "loop", "content_filter"]
 """Why a completion ended: by itself; at its token limit; cut off on its way to us; stopped by us because it went in circles;
 stopped by the server's content filter. Only ``stop`` is ever trained on."""

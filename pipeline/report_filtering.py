@@ -55,8 +55,8 @@ def _filter_rows(found: Filtering) -> list[dict[str, Any]]:
             "num_in": rate.num_in,
             "num_against": rate.num_against,
             "keep_rate": percent(1 - rate.num_against / rate.num_in) if rate.num_in else "–",
-            "let_through": _share(rate.num_right_let_through, rate.num_verified_let_through),
-            "against": _share(rate.num_right_against, rate.num_verified_against),
+            "let_through": _share(rate.pass_rate_let_through, rate.num_verified_let_through),
+            "against": _share(rate.pass_rate_against, rate.num_verified_against),
         }
         for rate in found.filters
     ]
@@ -70,7 +70,7 @@ def _source_rows(found: Filtering) -> list[dict[str, Any]]:
             "topic": rate.topic.replace("_", " "),
             "num_traces": rate.num_traces,
             "num_filtered": rate.num_filtered,
-            "pass_rate": _share(rate.num_right, rate.num_verified),
+            "pass_rate": _share(rate.pass_rate, rate.num_verified),
             "bar": 100 * (rate.pass_rate or 0.0),
             "num_kept": rate.num_kept,
         }
@@ -90,9 +90,9 @@ def _verifier_rows(checks: dict[str, VerifierCheck]) -> list[dict[str, Any]]:
     ]
 
 
-def _share(part: int, whole: int) -> tuple[str, str]:
+def _share(share: float | None, whole: int) -> tuple[str, str]:
     """The share in percent, and the number behind it."""
-    return (percent(part / whole), f"of {whole:,}") if whole else ("–", "")
+    return ("–", "") if share is None else (percent(share), f"of {whole:,}")
 
 
 def bar_chart(histogram: Histogram, edge_text: Callable[[float], str]) -> dict[str, Any] | None:

@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 from stillhouse.pipeline.filters.repetition import repeated_share
-from stillhouse.pipeline.records import Problem, Trace
+from stillhouse.pipeline.records import DECIDED, Problem, Trace
 
 Fate = Literal["kept", "not chosen", "not right", "filtered"]
 """What became of a trace: a training row; right, but a duplicate, contaminated or not selected; wrong or undecided; or a filter
 dropped it."""
 Figure = Literal["num_tokens", "repetition"]
-DECIDED = ("correct", "wrong")
-"""Outcomes that a pass rate counts: what no verifier could decide is neither right nor wrong."""
 
 _BINS_AN_OCTAVE = 8
 _REPETITION_BINS = 50

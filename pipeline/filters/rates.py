@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from stillhouse.pipeline.filters.settings import FilterSetting, Mode
-from stillhouse.pipeline.records import Verdict
+from stillhouse.pipeline.records import DECIDED, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def filter_rates(settings: Sequence[FilterSetting], verdicts: Iterable[Verdict])
         for i in range(decided + 1):
             row = counts[i]["against" if i in against else "through"]
             row[0] += 1
-            row[1] += outcome in ("correct", "wrong")
+            row[1] += outcome in DECIDED
             row[2] += outcome == "correct"
 
     of_trace: list[Verdict] = []
