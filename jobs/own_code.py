@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stillhouse.pipeline.errors import RecipeError
 from stillhouse.pipeline.store import output_hash
 from stillhouse.pipeline.verifiers.structured import PYTHON_PREFIX
 
@@ -32,22 +33,46 @@ def top_module(name: str) -> str:
     return name.removeprefix(PYTHON_PREFIX).partition(":")[0].partition(".")[0]
 
 
-def own_modules(recipe: Recipe) -> list[Path]:
-    """The files and packages of the recipe's own functions that are not installed: what has to travel with it."""
+def _own_names(recipe: Recipe) -> list[str]:
+    """The top modules of the recipe's own functions, in their order."""
     sources = (*recipe.problems.train, *recipe.problems.validation, *recipe.problems.test)
     names = [getattr(source, "kind", "") for source in sources]
     names += [getattr(recipe.teacher, "problem_kind", ""), *(step.name for step in recipe.filters.list)]
+    return list(dict.fromkeys(top_module(name) for name in names if ":" in name))
+
+
+def _place(module: str) -> Path | None:
+    """The file or folder that ``import module`` reads, or has read in this process; None for none."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin in ("built-in", "frozen"):
+        return None
+    # A package is its folder, also one without __init__.py, which has no origin.
+    return Path(next(iter(spec.submodule_search_locations or ()), spec.origin)).resolve()
+
+
+def refuse_shadowed(recipe: Recipe, folders: Iterable[Path]) -> None:
+    """Make sure that an own module which lies in one of the folders, the first one that has it, is the one that is imported.
+
+    Raises:
+        RecipeError: another one would be: an installed one, or one that this process imported for another recipe.
+    """
+    folders = list(folders)
+    for module in _own_names(recipe):
+        beside = [path for folder in folders for path in (folder / f"{module}.py", folder / module) if path.exists()]
+        place = _place(module)
+        if beside and place != beside[0].resolve():
+            raise RecipeError(
+                f"the recipe's own module {module!r} lies at {beside[0]}, but Python takes that name for "
+                f"{place or 'a module of its own'}, which is installed or was imported for another recipe in this process; "
+                "rename yours, or run each recipe in a process of its own"
+            )
+
+
+def own_modules(recipe: Recipe) -> list[Path]:
+    """The files and packages of the recipe's own functions that are not installed: what has to travel with it."""
     installed = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")}
-    found: dict[Path, None] = {}
-    for name in (name for name in names if ":" in name):
-        spec = importlib.util.find_spec(top_module(name))
-        if spec is None or spec.origin in ("built-in", "frozen"):
-            continue
-        # A package is its folder, also one without __init__.py, which has no origin.
-        path = Path(next(iter(spec.submodule_search_locations or ()), spec.origin)).resolve()
-        if path.parent not in installed:
-            found[path] = None
-    return list(found)
+    found = [path for path in map(_place, _own_names(recipe)) if path and path.parent not in installed]
+    return list(dict.fromkeys(found))
 
 
 def own_code(recipe: Recipe) -> dict[str, str]:

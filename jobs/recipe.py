@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from stillhouse.jobs.own_code import search_in
+from stillhouse.jobs.own_code import refuse_shadowed, search_in
 from stillhouse.jobs.recipe_file import anchor_paths, find_recipe, read_mapping, sentence, shipped_files, with_override
 from stillhouse.jobs.recipe_filters import Filters, Select
 from stillhouse.jobs.recipe_problems import Problems
@@ -235,21 +235,25 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
         overrides: ``train.num_steps=20``; the value is YAML, list items go by number (``problems.train.0.size=8``).
 
     Raises:
-        RecipeError: the file or name does not exist, is not YAML, or does not fit the schema. One sentence.
+        RecipeError: the file or name does not exist, is not YAML, or does not fit the schema, or a module of
+            its own is hidden by another of that name. One sentence.
 
     Modules in the recipe's folder and in the working folder can be imported from then on, so that a team's own verifiers and
     filters can lie beside the recipe.
     """
     path = find_recipe(path_or_name)
-    search_in((path.resolve().parent, Path.cwd()))
+    folders = (path.resolve().parent, Path.cwd())
+    search_in(folders)
     data = anchor_paths(read_mapping(path), path.resolve().parent)
     for override in overrides:
         data = with_override(data, override, Path.cwd())
     try:
-        return Recipe.model_validate_json(json.dumps(data))
+        recipe = Recipe.model_validate_json(json.dumps(data))
     except ValidationError as error:
         # No "from error": pydantic's text repeats the input, which may be a key that was refused because it is one.
         raise RecipeError(f"{path.name}: {sentence(error, Recipe)}{_about_the_teacher(error)}") from None
+    refuse_shadowed(recipe, folders)
+    return recipe
 
 
 def _about_the_teacher(error: ValidationError) -> str:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,9 @@ from stillhouse.jobs.recipe_problems import FileSource
 from stillhouse.jobs.recipe_teacher import ReplayTeacher
 from stillhouse.pipeline.errors import ClusterError, ExitCode, RecipeError, first_line
 
+# How Ray's dashboard answers where no node's agent is up, and how long to wait for one.
+NO_AGENT = "No available agent"
+PATIENCE_S = 120
 NOT_SENT = (".git", ".venv", "runs", "build", "dist", "tests", "*.egg-info", "__pycache__", "*.parquet")
 
 
@@ -77,17 +81,18 @@ def submit(recipe: Recipe, *, address: str, out: str, follow: bool, show: Callab
     job_id = f"stillhouse-{recipe.name}-{secrets.token_hex(4)}"
     with _parcel(recipe) as (modules, folder):
         command = ["python", "-m", "stillhouse.jobs.cli.main", "run", "recipe.yaml", "--out", out, "--address", "auto"]
+        job = {
+            "submission_id": job_id,
+            "entrypoint": shlex.join(command),
+            "runtime_env": {
+                "working_dir": str(folder),
+                "py_modules": [str(module) for module in modules],
+                "env_vars": worker_environment() | {"PYTHONUNBUFFERED": "1"},
+            },
+            "metadata": {"recipe": recipe.name, "out": out},
+        }
         try:
-            client.submit_job(
-                submission_id=job_id,
-                entrypoint=shlex.join(command),
-                runtime_env={
-                    "working_dir": str(folder),
-                    "py_modules": [str(module) for module in modules],
-                    "env_vars": worker_environment() | {"PYTHONUNBUFFERED": "1"},
-                },
-                metadata={"recipe": recipe.name, "out": out},
-            )
+            _hand_over(client, job, show)
         except (ConnectionError, RuntimeError) as error:
             raise ClusterError(f"the cluster at {address!r} refused the job ({first_line(error)})") from error
     if not follow:
@@ -100,6 +105,28 @@ def submit(recipe: Recipe, *, address: str, out: str, follow: bool, show: Callab
             f"or end it with `ray job stop --address {address} {job_id}`"
         ) from error
     return job_id, exit_code_of(client, job_id)
+
+
+def _hand_over(client: Any, job: dict[str, Any], show: Callable[[str], Any], *, patience_s: float = PATIENCE_S) -> None:
+    """Submit the job; wait while the cluster has no agent that takes it, as in the first seconds after its start.
+
+    Raises:
+        RuntimeError: what Ray raises, also where ``patience_s`` seconds have passed without an agent.
+    """
+    give_up = time.monotonic() + patience_s
+    told = False
+    while True:
+        try:
+            client.submit_job(**job)
+            return
+        except RuntimeError as error:
+            # Asking again starts nothing twice: the job's id is taken by the first that gets through.
+            if NO_AGENT not in str(error) or time.monotonic() > give_up:
+                raise
+        if not told:
+            show(f"stillhouse: the cluster has no agent yet that takes jobs; trying again for {patience_s:.0f} s\n")
+            told = True
+        time.sleep(1)
 
 
 async def _follow(client: Any, job_id: str, show: Callable[[str], Any]) -> None:

@@ -105,9 +105,13 @@ def make_filter(setting: FilterSetting) -> TraceFilter:
 def _entry_point(name: str) -> TraceFilter:
     module_name, _, function_name = name.partition(":")
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
         raise RecipeError(f"filter {name!r} cannot be imported: {error}; write package.module:function") from error
+    function = getattr(module, function_name, None)
+    if function is None:
+        place = getattr(module, "__file__", None) or module_name
+        raise RecipeError(f"filter {name!r}: there is no {function_name!r} in {place}; write package.module:function")
     if not callable(function):
         raise RecipeError(f"filter {name!r} is a {type(function).__name__}, not a function of a trace")
     return function

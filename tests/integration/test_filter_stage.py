@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 
 import pytest
 
@@ -61,7 +60,6 @@ def filtered(folder, monkeypatch):
     # Ray's workers have to find the user's own filter too.
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH")))))
     monkeypatch.setenv("HOME", str(folder))
-    sys.modules.pop("own_filters", None)
 
     def call(*overrides: str) -> RunStore:
         recipe = load_recipe(folder / "old.yaml", overrides)

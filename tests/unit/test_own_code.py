@@ -1,6 +1,7 @@
 """A team's own verifiers and filters beside the recipe: found from any folder, and sent along with a job."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -45,8 +46,6 @@ def recipe(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in [name for name in sys.modules if name.startswith("own_side_")]:
-        monkeypatch.delitem(sys.modules, name)  # of another test's folder
     return folder / "own.yaml"
 
 
@@ -74,6 +73,24 @@ def test_what_is_the_teams_own_travels_and_what_is_installed_does_not(recipe, tm
     assert names == ("test-0/test.jsonl", "traces/traces.jsonl", "evaluation-0/held_out.jsonl")
     for name in names:
         assert (tmp_path / "job" / name).read_bytes() == (recipe.parent / name.rpartition("/")[2]).read_bytes()
+
+
+def test_another_module_of_an_own_modules_name_is_refused(recipe, tmp_path):
+    """A notebook that runs a second recipe would judge by the first one's rules, a recipe beside `requests.py` by a library."""
+    load_recipe(recipe)
+    second = tmp_path / "second"
+    shutil.copytree(recipe.parent, second)
+    with pytest.raises(RecipeError, match=r"'own_side_checks' lies at .*second.own_side_checks, but Python takes .*team.own_s"):
+        load_recipe(second / "own.yaml")
+    (second / "own.yaml").write_text((second / "own.yaml").read_text().replace("own_side_filters:no_shouting", "yaml:dump"))
+    (second / "yaml.py").write_text("def dump(trace):\n    return None\n")
+    shutil.rmtree(second / "own_side_checks")
+    with pytest.raises(RecipeError, match=r"'yaml' lies at .*second.yaml.py, but Python takes .*packages.yaml, which is inst"):
+        load_recipe(second / "own.yaml")
+    (recipe.parent / "own_side_filters.py").write_text("def no_shout(trace):\n    return None\n")
+    del sys.modules["own_side_filters"]
+    with pytest.raises(RecipeError, match=r"there is no 'no_shouting' in .*team.own_side_filters.py"):
+        load_recipe(recipe)
 
 
 def test_a_module_is_found_that_came_to_the_path_after_the_workers_started(tmp_path, monkeypatch):
