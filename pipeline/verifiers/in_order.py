@@ -31,13 +31,14 @@ def in_order(function: Callable[[Item], Result], chunks: Iterable[list[Item]], *
 
     def work(chunk: list[Item]) -> Done:
         found: list[Result] = []
+        failure: BaseException | None = None
         try:
             for item in chunk:
                 if not stopped.is_set():
                     found.append(function(item))
-        except BaseException as error:  # raised again behind the results before it
-            return found, error
-        return found, None
+        except BaseException as error:
+            failure = error  # raised again behind the results before it
+        return found, failure
 
     def put(result: Future[Done] | BaseException | None) -> bool:
         while not stopped.is_set():

@@ -89,8 +89,8 @@ def test_the_other_engines_servers(engine, tmp_path):
         assert_top_k_holds(spec, server)
         # As when it runs out of memory. vLLM's engine process goes on without it, and would keep the GPU.
         os.kill(server.server_pid, signal.SIGKILL)
-        assert psutil.wait_procs(family, timeout=10)[1] == []
-        deadline = time.monotonic() + 10
+        assert psutil.wait_procs(family, timeout=60)[1] == []
+        deadline = time.monotonic() + 60
         while server.state() != "dead":
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -138,7 +138,7 @@ def family(tmp_path):
     watched = [sys.executable, "-I", engine_watch.__file__, str(log), "--", sys.executable, "-c", FAMILY]
     holder = f"import subprocess, time; subprocess.Popen({watched!r}, stdin=subprocess.PIPE); time.sleep(600)"
     parent = subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not (log.exists() and "ready" in log.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -156,7 +156,7 @@ def test_nothing_outlives_a_killed_parent(family):
     """An engine left behind by a killed Ray worker holds its GPU until somebody finds it by hand."""
     parent, processes = family
     parent.kill()
-    assert psutil.wait_procs(processes, timeout=10)[1] == []
+    assert psutil.wait_procs(processes, timeout=60)[1] == []
 
 
 def test_nothing_outlives_a_killed_server(family):
@@ -165,7 +165,7 @@ def test_nothing_outlives_a_killed_server(family):
     server = next(process for process in processes if process.cmdline()[1:] == ["-c", FAMILY])
     its_own = [server, *server.children(recursive=True)]
     server.kill()
-    assert psutil.wait_procs(its_own, timeout=10)[1] == []
+    assert psutil.wait_procs(its_own, timeout=60)[1] == []
 
 
 def test_stop_ends_a_server_that_will_not(tmp_path, monkeypatch):
@@ -174,10 +174,10 @@ def test_stop_ends_a_server_that_will_not(tmp_path, monkeypatch):
     server = EngineServer(SPEC, log_folder=tmp_path)
     server.launch()
     server_process = psutil.Process(server.server_pid)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while len(family := server_process.children(recursive=True)) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     server.stop(drain_s=0.5)
-    assert psutil.wait_procs([server_process, *family], timeout=5)[1] == []
+    assert psutil.wait_procs([server_process, *family], timeout=60)[1] == []
     assert server.state() == "dead"

@@ -114,7 +114,7 @@ def test_endpoints_come_and_go_while_requests_wait():
         assert not waiting.done()
         watcher = threading.Thread(target=endpoints.add, args=(B,))  # as the pool's own thread does
         watcher.start()
-        assert await asyncio.wait_for(waiting, 5) == B
+        assert await asyncio.wait_for(waiting, 60) == B
         watcher.join()
         endpoints.release(A, False)  # what was in flight there ended with it
         assert endpoints.in_flight == 1
@@ -169,7 +169,7 @@ def test_a_dead_endpoint_is_probed_by_one_request_at_a_time_until_it_answers():
         assert [task.done() for task in waiting] == [True, True, False, False]
         endpoints.release(A, True)
         assert not endpoints.failing
-        await asyncio.wait_for(asyncio.gather(*waiting), 5)
+        await asyncio.wait_for(asyncio.gather(*waiting), 60)
 
     asyncio.run(run())
 
@@ -184,7 +184,7 @@ def test_failures_in_one_burst_do_not_open_the_breaker():
         for _ in range(40):
             endpoints.release(A, False)
         assert not endpoints.held(A)
-        assert await asyncio.wait_for(endpoints.acquire(), 1) == A
+        assert await asyncio.wait_for(endpoints.acquire(), 60) == A
 
     asyncio.run(run())
 
@@ -234,7 +234,7 @@ def test_to_stop_ends_all_that_wait_with_one_message():
         endpoints.stop("the client was closed")
         results = await asyncio.gather(*waiting, endpoints.acquire(), return_exceptions=True)
         assert [(type(result), str(result)) for result in results] == [(TeacherError, "out of credit")] * 4
-        await asyncio.wait_for(gate, 1)
+        await asyncio.wait_for(gate, 60)
         endpoints.release(A, True)
         assert endpoints.in_flight == 0
 

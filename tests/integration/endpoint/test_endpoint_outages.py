@@ -37,7 +37,7 @@ def test_a_request_that_is_still_connecting_is_held_back_as_well(server, run, mo
     look_up = socket.getaddrinfo
 
     def slowly(*arguments, **options):
-        time.sleep(0.3)
+        time.sleep(1.0)
         return look_up(*arguments, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", slowly)
@@ -47,8 +47,8 @@ def test_a_request_that_is_still_connecting_is_held_back_as_well(server, run, mo
         async with run.client(endpoints=endpoints) as client:
             asked = asyncio.create_task(complete(client, request("a")))
             await asyncio.sleep(0.15)
-            endpoints.hold(url, 0.5)
-            until = time.monotonic() + 0.5
+            endpoints.hold(url, 1.5)
+            until = time.monotonic() + 1.5
             await asked
             return until
 
