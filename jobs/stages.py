@@ -32,7 +32,7 @@ from stillhouse.pipeline.records import Example, Graded, Problem, Trace, content
 from stillhouse.pipeline.trace_store.store import TraceStore
 from stillhouse.pipeline.verification import VERIFIER_VERSION
 
-CODE_VERSIONS = {"problems": 2, "examples": 1, "train": 2, "quantize": 1, "evaluate": 2}
+CODE_VERSIONS = {"problems": 2, "examples": 2, "train": 2, "quantize": 1, "evaluate": 2}
 """`stillhouse.jobs.traces`, `stillhouse.jobs.probing` and `stillhouse.jobs.filtering` have their own."""
 SELF_TEST_FILE = "verifiers.json"
 """How the verifiers did on each source's own golds, before any teacher was asked."""

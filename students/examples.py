@@ -34,9 +34,12 @@ def make_examples(
 ) -> list[Example]:
     """Render every trace into a training row and refuse the lot if one of them would teach the wrong tokens.
 
+    Rows are in the order of their problems' ids and sample indices, whatever order the traces come in: a store has them in the
+    order in which a teacher's workers happened to finish, and the same traces have to train the same student.
+
     Args:
         problems: at least those that the traces answer.
-        traces: the selected ones, in the order of the rows.
+        traces: the selected ones, in any order.
         system_prompt, prompt_suffix, opens_think: of the student's prompt, the same at inference.
         max_length: tokens; a longer row is refused, never cut.
 
@@ -46,7 +49,7 @@ def make_examples(
     """
     by_id = {problem.id: problem for problem in problems}
     examples = []
-    for trace in traces:
+    for trace in sorted(traces, key=lambda trace: (trace.problem_id, trace.sample_index, trace.key)):
         problem = by_id.get(trace.problem_id)
         if problem is None:
             raise SupervisionError(f"trace {trace.key} answers problem {trace.problem_id}, which is not among the problems")

@@ -155,3 +155,17 @@ def test_a_trace_without_its_problem_is_refused(tokenizer):
     """If this failed, a mix-up of two runs' files would train on unchecked rows."""
     with pytest.raises(SupervisionError, match="not among the problems"):
         make_examples(tokenizer, [], [TRACE], system_prompt=None, prompt_suffix="", opens_think=False, max_length=128)
+
+
+def test_rows_do_not_depend_on_the_order_in_which_traces_arrived(tokenizer):
+    """The same recipe run twice would train two students: its teacher's workers finish in another order each time."""
+    other = Problem("What is 9 - 4?", "5", "exact", "unit", "train")
+    traces = [
+        TRACE,
+        dataclasses.replace(TRACE, key="k0", sample_index=1),
+        dataclasses.replace(TRACE, key="k2", problem_id=other.id),
+    ]
+    style = {"system_prompt": None, "prompt_suffix": "", "opens_think": False, "max_length": 128}
+    rows = make_examples(tokenizer, [PROBLEM, other], traces, **style)
+    assert rows == make_examples(tokenizer, [PROBLEM, other], traces[::-1], **style)
+    assert [row.trace_key for row in rows if row.problem_id == PROBLEM.id] == ["k1", "k0"]
