@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from stillhouse.pipeline.sandbox.choice import VARIABLE as SANDBOX_VARIABLE
+from stillhouse.pipeline.sandbox.packages import VARIABLE as PACKAGES_VARIABLE
 
 PROCESS_ENVIRONMENT = {
     # A thread that waits for its neighbours sleeps. By default libgomp's spin, and on a machine that anyone else uses that
@@ -25,6 +26,6 @@ def settle_environment() -> None:
 
 
 def worker_environment() -> dict[str, str]:
-    """The same variables as they stand here, and where programs may run, for workers that somebody else's Ray starts."""
-    chosen = {SANDBOX_VARIABLE: os.environ[SANDBOX_VARIABLE]} if SANDBOX_VARIABLE in os.environ else {}
+    """The same variables as they stand here, and where and with what programs may run, for workers of somebody else's Ray."""
+    chosen = {name: os.environ[name] for name in (SANDBOX_VARIABLE, PACKAGES_VARIABLE) if name in os.environ}
     return {name: os.environ.get(name, value) for name, value in PROCESS_ENVIRONMENT.items()} | chosen

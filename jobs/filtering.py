@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.jobs.cluster import meant_error
-from stillhouse.jobs.own_code import own_code, own_folders, search_in
+from stillhouse.jobs.judged_by import judged_by
+from stillhouse.jobs.own_code import own_folders, search_in
 from stillhouse.jobs.probing import PROBE_KEYS, student_pass_rates
 from stillhouse.jobs.run_state import RunState, StageOutput, read_problems
 from stillhouse.jobs.sources import evaluation_set_identities, filter_settings
@@ -31,7 +32,6 @@ from stillhouse.pipeline.records import Problem, Trace, Verdict
 from stillhouse.pipeline.selection import SELECTION_VERSION
 from stillhouse.pipeline.store import RunStore
 from stillhouse.pipeline.tally import Seen, histogram, source_rates
-from stillhouse.pipeline.verification import VERIFIER_VERSION
 
 CODE_VERSION = 3
 TRACES_A_TASK = 256
@@ -51,12 +51,11 @@ def filter_stage(run: RunState) -> None:
             "filters": filters.model_dump(mode="json") | {"evaluation_sets": evaluation_set_identities(run.recipe)},
             "select": select.model_dump(mode="json", exclude=PROBE_KEYS),
             "seed": run.recipe.seed,
-            "verifier": VERIFIER_VERSION,
             "filters_version": FILTERS_VERSION,
             "dedup_version": DEDUP_VERSION,
             "decontamination_version": DECONTAMINATION_VERSION,
             "selection_version": SELECTION_VERSION,
-            "own_code": own_code(run.recipe),
+            **judged_by(run.recipe),
         },
         inputs={name: run.manifests[name].fingerprint for name in ("traces", "probe") if name in run.manifests},
         work=lambda _: _filter(run),

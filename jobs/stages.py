@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.jobs import remote
-from stillhouse.jobs.own_code import own_code
+from stillhouse.jobs.judged_by import judged_by
 from stillhouse.jobs.recipe import Recipe
 from stillhouse.jobs.recipe_problems import FileSource
 from stillhouse.jobs.recipe_teacher import ReplayTeacher
@@ -30,7 +30,6 @@ from stillhouse.jobs.traces import (
 from stillhouse.jobs.training import train_on_ray
 from stillhouse.pipeline.records import Example, Graded, Problem, Trace, content_key
 from stillhouse.pipeline.trace_store.store import TraceStore
-from stillhouse.pipeline.verification import VERIFIER_VERSION
 
 CODE_VERSIONS = {"problems": 2, "examples": 2, "train": 2, "quantize": 1, "evaluate": 2}
 """`stillhouse.jobs.traces`, `stillhouse.jobs.probing` and `stillhouse.jobs.filtering` have their own."""
@@ -62,8 +61,7 @@ def problems_stage(run: RunState) -> None:
         settings={
             "problems": _without_folders(run.recipe),
             "files": file_hashes(run.recipe),
-            "verifier": VERIFIER_VERSION,
-            "own_code": own_code(run.recipe),
+            **judged_by(run.recipe),
         },
         inputs={},
         work=work,
@@ -226,7 +224,7 @@ def evaluate_stages(run: RunState) -> None:
         _evaluate_stage(
             run,
             "teacher",
-            settings=teacher_identity(run) | {"num": recipe.gate.teacher_problems, "verifier": VERIFIER_VERSION},
+            settings=teacher_identity(run) | {"num": recipe.gate.teacher_problems} | judged_by(recipe),
             inputs={"problems": problems},
         )
     for name, (model, inputs) in models.items():

@@ -9,12 +9,11 @@ from typing import Any
 
 from stillhouse.jobs import remote
 from stillhouse.jobs.generators import GeneratorPool, GeneratorSpec, chunks
-from stillhouse.jobs.own_code import own_code
+from stillhouse.jobs.judged_by import judged_by
 from stillhouse.jobs.recipe import Recipe
 from stillhouse.jobs.run_state import RunState
 from stillhouse.jobs.sources import evaluation_spec
 from stillhouse.pipeline.records import Completion, Graded, Problem, Sampling
-from stillhouse.pipeline.verification import VERIFIER_VERSION
 
 
 def grading_settings(recipe: Recipe, sampling: Sampling, samples_per_problem: int) -> dict[str, Any]:
@@ -23,8 +22,7 @@ def grading_settings(recipe: Recipe, sampling: Sampling, samples_per_problem: in
         "samples_per_problem": samples_per_problem,
         "dtype": recipe.student.dtype,
         "seed": recipe.seed,
-        "verifier": VERIFIER_VERSION,
-        "own_code": own_code(recipe),
+        **judged_by(recipe),
         "system_prompt": recipe.teacher.system_prompt,
         "prompt_suffix": recipe.teacher.prompt_suffix,
     }

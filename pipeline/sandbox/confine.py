@@ -110,7 +110,7 @@ def set_limits(spec: dict) -> None:
     limits = spec["limits"]
     processes = limits["processes"] + (threads_of(os.getuid()) if spec["count_threads"] else 0)
     for what, soft, hard in (
-        (resource.RLIMIT_CORE, 0, 0),
+        (resource.RLIMIT_CORE, 1, 1),  # no dump, and no handler of the machine's that gets one; see seccomp.py
         (resource.RLIMIT_CPU, limits["cpu_s"], limits["cpu_s"] + 1),
         (resource.RLIMIT_AS, limits["memory_bytes"], limits["memory_bytes"]),
         (resource.RLIMIT_FSIZE, limits["disk_bytes"], limits["disk_bytes"]),
@@ -152,6 +152,8 @@ def restrict_files(spec: dict) -> None:
         attributes += struct.pack("=Q", 0b11)  # abstract unix sockets and signals
     rules = syscall(LANDLOCK, ctypes.c_char_p(attributes), len(attributes), 0)
     allowed = [(target, read_file | read_folder | execute) for _, target in spec["read_only"]]
+    if spec["packages"]:  # the folder itself has to be listed for an import
+        allowed.append((spec["packages"], read_file | read_folder))
     allowed += [(path, read_file | write_file) for path in spec["devices"]]
     if spec["route"] != "none" and spec["stdin_bytes"]:
         allowed.append(("/dev/stdin", read_file))

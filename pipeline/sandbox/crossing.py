@@ -9,6 +9,8 @@ import datetime
 import decimal
 import fractions
 import functools
+import math
+import sys
 
 
 class CannotCross(BaseException):
@@ -25,6 +27,7 @@ _SEQUENCES = {"l": list, "t": tuple, "s": set, "f": frozenset, "q": collections.
 _VIEWS = {"K": type({}.keys()), "V": type({}.values()), "I": type({}.items())}
 _FACTORIES = {kind.__name__: kind for kind in (int, float, str, list, dict, set, tuple, bool)}
 _TIMES = {"date": datetime.date, "datetime": datetime.datetime, "time": datetime.time}
+_ARRAY_KINDS = "biufcSUmM"  # numpy's, of fixed size: nothing in them refers to an object
 
 
 def encode(value, refer):
@@ -35,6 +38,14 @@ def encode(value, refer):
         return str.__str__(value)
     if isinstance(value, int):
         return ["i", int.__format__(value, "x")]  # decimal digits are limited by the interpreter, hexadecimal ones are not
+    numpy = sys.modules.get("numpy")  # where nobody has imported it, there is none of it
+    if (
+        numpy is not None
+        and (type(value) is numpy.ndarray or isinstance(value, numpy.generic))
+        and value.dtype.kind in _ARRAY_KINDS
+    ):
+        array = numpy.asarray(value)
+        return ["A" if type(value) is numpy.ndarray else "a0", array.dtype.str, list(array.shape), array.tobytes().hex()]
     if isinstance(value, float):
         return ["d", float.hex(value)]
     if isinstance(value, complex):
@@ -108,6 +119,8 @@ def decode(form, resolve):
         return _named_tuple(name, tuple(fields))(*values)
     if tag in _SEQUENCES:
         return _SEQUENCES[tag](decode(item, resolve) for item in parts)
+    if tag in ("A", "a0"):
+        return _array(*parts)[() if tag == "a0" else ...]
     if tag == "r":
         return range(*(decode(part, resolve) for part in parts))
     if tag == "D":
@@ -119,6 +132,15 @@ def decode(form, resolve):
     if tag[0] == "t" and tag[1:] in _TIMES:
         return _TIMES[tag[1:]].fromisoformat(parts[0])
     return resolve(tag, parts)
+
+
+def _array(kind, shape, content):
+    import numpy  # shown here as it is there
+
+    kind, content = numpy.dtype(str(kind)), bytes.fromhex(content)
+    if kind.kind not in _ARRAY_KINDS or kind.itemsize * math.prod(shape) != len(content):
+        raise ValueError("not an array")
+    return numpy.frombuffer(content, kind).reshape(shape).copy()
 
 
 def _counter(pairs):
@@ -140,6 +162,8 @@ def overwrite(old, new):
     elif isinstance(old, collections.deque):
         old.clear()
         old.extend(new)
+    elif "numpy" in sys.modules and isinstance(old, sys.modules["numpy"].ndarray):
+        old[...] = new
     elif isinstance(old, tuple) and len(old) == len(new):
         for a, b in zip(old, new):
             overwrite(a, b)

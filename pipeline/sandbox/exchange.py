@@ -16,7 +16,7 @@ from pathlib import Path
 from stillhouse.pipeline.sandbox.probe import require
 from stillhouse.pipeline.sandbox.process import SandboxProcess
 from stillhouse.pipeline.sandbox.records import KilledFor, Limits, Tier
-from stillhouse.pipeline.sandbox.run import SIGXCPU, WATCH_S
+from stillhouse.pipeline.sandbox.run import WATCH_S
 
 _CHUNK = 1 << 16
 
@@ -61,8 +61,9 @@ def judge_calls(program: str, tests: str, entry_point: str, setup: str, *, limit
         }
         for side, names in {"program": ("program_side",), "tests": ("tests_side", "tests_found")}.items()
     }
-    program_files = ours["program"] | {"setup.py": setup, "program.py": program}
-    tests_files = ours["tests"] | {"setup.py": setup, "tests.py": tests, "entry_point.txt": entry_point}
+    both = {"setup.py": setup, "entry_point.txt": entry_point}
+    program_files = ours["program"] | both | {"program.py": program}
+    tests_files = ours["tests"] | both | {"tests.py": tests}
     tests_files["pytest.py"] = (folder / "pytest_in_tests.py").read_text()
     with (
         SandboxProcess(program_files, _argv("program_side", "serve"), limits=limits, tier=tier, route=route) as server,
@@ -100,7 +101,7 @@ class _Conversation:
             return Exchange("", f"the process that runs the tests ended by itself, status {self.judge.wait(5)}", None, "")
         if "ended" in self.verdict:
             status = self.server.wait(5)
-            return Exchange("", "", status, "cpu" if status == 128 + SIGXCPU else "")
+            return Exchange("", "", status, "cpu" if self.server.out_of_cpu(status) else "")
         return Exchange(str(self.verdict["outcome"]), str(self.verdict["reason"]), None, "")
 
     def _carry_until_over(self) -> KilledFor:

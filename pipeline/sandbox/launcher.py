@@ -217,7 +217,7 @@ def build_file_system(spec: dict) -> None:
         mount("tmpfs", path, "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=4k,mode=755")
     for path in spec["devices"]:
         at(f"show {path}")
-        bind("/old" + path, path, MS_NOSUID | MS_NOEXEC)
+        bind("/old" + path, path, MS_RDONLY | MS_NOSUID | MS_NOEXEC)  # the node; what is behind it takes writes
     if spec["stdin_bytes"]:
         at("show /dev/stdin")
         os.makedirs("/dev", exist_ok=True)
@@ -275,7 +275,7 @@ def run_bubblewrap(spec: dict, spec_fd: int, report_fd: int) -> None:
     for path in spec["masked"]:
         command += ["--tmpfs", path, "--remount-ro", path]
     for path in spec["devices"]:
-        command += ["--dev-bind", path, path]
+        command += ["--dev-bind", path, path]  # bubblewrap cannot make one read-only and leave it a device
     if spec["stdin_bytes"]:  # opened anew: bubblewrap reads it to its end, and the program begins at its beginning
         copy = os.open("/proc/self/fd/0", os.O_RDONLY)
         os.set_inheritable(copy, True)

@@ -20,6 +20,8 @@ from typing import Any
 
 from stillhouse.pipeline.sandbox.cgroup import pids_cgroup_parent
 from stillhouse.pipeline.sandbox.landlock import landlock_version
+from stillhouse.pipeline.sandbox.packages import VARIABLE as PACKAGES
+from stillhouse.pipeline.sandbox.packages import ShownPackages, shown_packages
 from stillhouse.pipeline.sandbox.records import Check, Limits, Route, SandboxResult, SandboxUnavailable, Tier, TierReport
 
 _log = logging.getLogger(__name__)
@@ -55,11 +57,13 @@ def require(tier: Tier = "strict") -> Route | None:
     The probe runs once a process. An unsafe tier is taken at the caller's word, with a warning in the log.
 
     Raises:
-        SandboxUnavailable: the strict tier was asked for and is not there.
+        SandboxUnavailable: the strict tier was asked for and is not there, or a package that is named cannot be shown or
+            does not import inside.
     """
     if tier != "strict":
         _warn_once(tier)
         return None
+    packages = shown_packages()
     report = probed()
     if report.tier != "strict":
         raise SandboxUnavailable(
@@ -70,17 +74,31 @@ def require(tier: Tier = "strict") -> Route | None:
             "address of a service that speaks SandboxFusion's /run_code. Where the programs can be trusted, set it to the name "
             f"of an unsafe tier (here {report.tier or 'none works'})."
         )
+    _import_inside(packages, report.route)
     return report.route
 
 
 def probed() -> TierReport:
     """What `probe` finds here, asked once a process."""
-    return _probed_as(os.geteuid())
+    return _probed_with(os.geteuid(), os.environ.get(PACKAGES, ""))
 
 
 @functools.cache
-def _probed_as(euid: int) -> TierReport:
+def _probed_with(euid: int, packages: str) -> TierReport:
     return probe()
+
+
+@functools.cache
+def _import_inside(packages: ShownPackages, route: Route | None) -> None:
+    """Import each package that is shown once, so that what it lacks is heard of before the first program."""
+    for module in packages.imports:
+        result = _run({}, ("-c", f"import {module}"), "", "strict", route, Limits(wall_s=60))
+        if result.exit_status:
+            said = result.stderr.decode(errors="replace").strip().rpartition("\n")[2] or f"status {result.exit_status}"
+            raise SandboxUnavailable(
+                f"{PACKAGES} shows {packages}, and `import {module}` fails inside the sandbox: {said[:200]}. Name what it "
+                "needs there too, or leave it out"
+            )
 
 
 @functools.cache
@@ -127,6 +145,7 @@ def _escapes(tier: Tier, route: Route | None) -> Iterator[Check]:
     program = Path(__file__).with_name("probe_program.py").read_text()
     with _things_to_reach_for() as (aim, untouched):
         limits = {"processes": _LIMITS.processes, "memory_bytes": _LIMITS.memory_bytes, "disk_bytes": _LIMITS.disk_bytes}
+        limits["environment"] = list(shown_packages().environment)
         result = _run({"main.py": program}, ("main.py",), json.dumps(aim | limits), tier, route)
         try:
             reported = json.loads(result.stdout)
@@ -143,18 +162,18 @@ def _escapes(tier: Tier, route: Route | None) -> Iterator[Check]:
         ("share out more memory than allowed", _SHARES_OUT_MEMORY, 10.0, "memory"),
     ):
         mark = secrets.token_hex(8)
-        result = _run({}, ("-c", program, mark), "", tier, route, wall_s)
+        result = _run({}, ("-c", program, mark), "", tier, route, replace(_LIMITS, wall_s=wall_s))
         left = _processes_with(mark)
         held = result.killed_for == expected and not left
         yield Check(name, held, f"killed for {result.killed_for or 'nothing'}, {len(left)} processes left")
 
 
 def _run(
-    files: dict[str, str], argv: tuple[str, ...], stdin: str, tier: Tier, route: Route | None, wall_s: float = _LIMITS.wall_s
+    files: dict[str, str], argv: tuple[str, ...], stdin: str, tier: Tier, route: Route | None, limits: Limits = _LIMITS
 ) -> SandboxResult:
     from stillhouse.pipeline.sandbox.run import run_by_route  # run.py asks this module first
 
-    return run_by_route(files, argv, stdin, limits=replace(_LIMITS, wall_s=wall_s), tier=tier, route=route)
+    return run_by_route(files, argv, stdin, limits=limits, tier=tier, route=route)
 
 
 @contextlib.contextmanager
@@ -225,6 +244,8 @@ def _layers(tier: Tier, route: Route | None) -> tuple[str, ...]:
         layers.append("seccomp: an allow list")
         layers.append(f"Landlock, ABI version {version}" if version else "no Landlock in this kernel")
     layers.append("no_new_privs, no capabilities, rlimits")
+    if tier == "strict" and (packages := shown_packages()).read_only:
+        layers.append(f"packages shown: {packages}")
     cgroup = pids_cgroup_parent()
     layers.append(f"pids cgroup under {cgroup}" if cgroup else "no cgroup to make here: processes are limited by RLIMIT_NPROC")
     layers.append("uid 65534, outside as well" if os.geteuid() == 0 else "the caller's own uid outside")

@@ -9,6 +9,7 @@ import os
 import platform
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from typing import Any, BinaryIO
 
 from stillhouse.pipeline.sandbox.cgroup import pids_cgroup
 from stillhouse.pipeline.sandbox.landlock import landlock_version
+from stillhouse.pipeline.sandbox.packages import VARIABLE as PACKAGES
 from stillhouse.pipeline.sandbox.python_view import loader_environment, python_view
 from stillhouse.pipeline.sandbox.records import Limits, Route, SandboxUnavailable, Tier
 from stillhouse.pipeline.sandbox.seccomp import seccomp_filter
@@ -37,7 +39,6 @@ sys.modules[name].__path__ = [{str(Path(__file__).parent)!r}]
 from stillhouse.pipeline.sandbox.launcher import launch
 launch()
 """
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class SandboxProcess:
@@ -103,6 +104,7 @@ class SandboxProcess:
                 os.set_blocking(pipe.fileno(), False)
             self.stdin, self.stdout, self.stderr = self._process.stdin, self._process.stdout, self._process.stderr
             self._memory_bytes, self._max_files, self._route = limits.memory_bytes, limits.files, order["route"]
+            self._cpu_s = order["limits"]["cpu_s"]
             self._began = self.started = began
             self._stack = stack.pop_all()
 
@@ -147,12 +149,12 @@ class SandboxProcess:
         return text.rpartition("\n")[2][:300] or f"it ended without a word, status {self._process.returncode}"
 
     def over_memory(self) -> bool:
-        """Whether the resident memory of all processes of the sandbox together is past the limit.
+        """Whether the memory of all processes of the sandbox together, resident or swapped out, is past the limit.
 
-        Resident pages first, which count a page shared after a fork once for each process; only past the limit the exact sum.
+        A sum of pages first, which count a page shared after a fork once for each process; only past the limit the exact sum.
         """
         pids = _descendants(self._process.pid)
-        if sum(_resident_bytes(pid) for pid in pids) <= self._memory_bytes:
+        if sum(_used_bytes(pid) for pid in pids) <= self._memory_bytes:
             return False
         return sum(_proportional_bytes(pid) for pid in pids) > self._memory_bytes
 
@@ -170,6 +172,11 @@ class SandboxProcess:
                 continue
             return work.f_files - work.f_ffree > self._max_files
         return False
+
+    def out_of_cpu(self, status: int | None) -> bool:
+        """Whether a program that ended so has used up its processor time: only then is the status not one of its own choice."""
+        took_s = time.monotonic() - self.started
+        return status == 128 + signal.SIGXCPU and took_s * (os.cpu_count() or 1) >= self._cpu_s
 
     def poll(self) -> int | None:
         """Exit status once every process of the sandbox is dead; None before."""
@@ -227,13 +234,15 @@ def _order(
     landlock = landlock_version() if confined else 0
     if confined and filter_code is None:
         raise SandboxUnavailable(f"there is no list of system calls for {platform.machine()}; x86_64 and aarch64 have one")
+    if tier == "unsafe-confined" and not landlock:
+        raise SandboxUnavailable("this kernel has no Landlock, so that without namespaces no file can be shut off")
+    if tier != "strict" and view.packages:
+        raise SandboxUnavailable(f"{PACKAGES} shows packages in the tier strict only, and the tier is {tier}")
     if tier != "strict" and as_root and (closed := _closed_to_others(view.executable)):
         raise SandboxUnavailable(
             f"started as root, a program runs as uid {NOBODY}, which cannot start {view.executable}: {closed} is closed to "
             "others"
         )
-    if tier == "unsafe-confined" and not landlock:
-        raise SandboxUnavailable("this kernel has no Landlock, so that without namespaces no file can be shut off")
     return {
         "route": (route or "own") if tier == "strict" else "none",
         "as_root": as_root,
@@ -243,11 +252,12 @@ def _order(
         "read_only": view.read_only,
         "masked": view.masked,
         "devices": view.devices,
+        "packages": view.packages,
         "work": "/tmp",
         "files": contents,
         "argv": list(argv),
         # The same program gives the same output each time; threads reserve less address space.
-        "environment": {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "2"} | loader_environment(),
+        "environment": {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "2"} | loader_environment() | dict(view.environment),
         "limits": numbers,
         # Before 5.14 the kernel counts a user's processes outside the namespace as well.
         "count_threads": tier != "strict" or _kernel_version() < (5, 14),
@@ -277,11 +287,12 @@ def _descendants(pid: int) -> list[int]:
     return found[1:]
 
 
-def _resident_bytes(pid: int) -> int:
+def _used_bytes(pid: int) -> int:
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+        rows = Path(f"/proc/{pid}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
         return 0
+    return sum(int(row.split()[1]) * 1024 for row in rows if row.startswith(("VmRSS:", "VmSwap:")))
 
 
 def _proportional_bytes(pid: int) -> int:
@@ -290,5 +301,5 @@ def _proportional_bytes(pid: int) -> int:
     except (FileNotFoundError, ProcessLookupError):
         return 0
     except PermissionError:  # hidden from us: count all that is resident
-        return _resident_bytes(pid)
-    return sum(int(row.split()[1]) * 1024 for row in rows if row.startswith("Pss:"))
+        return _used_bytes(pid)
+    return sum(int(row.split()[1]) * 1024 for row in rows if row.startswith(("Pss:", "SwapPss:")))

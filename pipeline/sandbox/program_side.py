@@ -22,11 +22,10 @@ from stillhouse.pipeline.sandbox.wire import (
 
 def serve() -> None:
     """Run the setup and the program, then answer requests until the other end closes."""
-    with open("setup.py", encoding="utf-8") as file:
-        setup = file.read()
+    with open("setup.py", encoding="utf-8") as file, open("entry_point.txt", encoding="utf-8") as name:
+        setup, entry_point = file.read(), name.read()
     incoming, outgoing = take_pipes()
-    classes = setup_classes(setup)
-    objects = []
+    classes, objects = set(), []
 
     def refer(value):
         if isinstance(value, Callback):
@@ -38,7 +37,7 @@ def serve() -> None:
             objects.append(value)
             if isinstance(value, types.CoroutineType):
                 return ["k", len(objects) - 1]
-            form = ["h", len(objects) - 1, type(value).__name__, callable(value)]
+            form = ["h", len(objects) - 1, type(value).__name__, callable(value), type(value).__module__.partition(".")[0]]
         return form
 
     class Callback:
@@ -70,6 +69,7 @@ def serve() -> None:
     try:
         with open("program.py", encoding="utf-8") as file:
             source = file.read()
+        classes |= setup_classes(setup, entry_point)
         exec(compile(setup, "setup.py", "exec"), vars(program))
         exec(compile(source, "program.py", "exec"), vars(program))
     except BaseException as error:
@@ -113,5 +113,8 @@ def act(request, objects, names, refer, resolve):
         return {"value": encode(result(target, *args), refer)}
     returned = target(*args, **named)
     with deep():
-        result, after = encode(returned, refer), [encode(arg, refer) for arg in args]
-    return {"value": result, "changed": {i: new for i, new in enumerate(after) if new != request["args"][i] and new[0] != "h"}}
+        result = encode(returned, refer)
+        changed = [*enumerate(args), *named.items()]
+        before = [*request["args"], *request["kwargs"].values()]
+        after = [(name, encode(arg, refer), old) for (name, arg), old in zip(changed, before)]
+    return {"value": result, "changed": {name: new for name, new, old in after if new != old and new[0] != "h"}}

@@ -1,4 +1,5 @@
-"""Which files a sandboxed interpreter needs: itself, the standard library, and the shared libraries that they load."""
+"""Which files a sandboxed interpreter needs: itself, the standard library, the packages that this machine's owner shows
+(``packages.py``), and the shared libraries that they load."""
 
 from __future__ import annotations
 
@@ -7,18 +8,22 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from stillhouse.pipeline.sandbox.packages import PLACE, ShownPackages, shown_packages
 from stillhouse.pipeline.sandbox.records import SandboxUnavailable
 
-# Runs in the base interpreter: loads every extension module of the standard library without running it, and asks the loader
-# which libraries that brought in, by the names it found them under (the soname's link, not the file behind it).
+# Runs in the base interpreter: loads every extension module of the standard library and of the folders on its command line,
+# without running it, and asks the loader which libraries that brought in, by the names it found them under (the soname's link,
+# not the file behind it).
 _SURVEY = """
 import ctypes, json, os, pathlib, sys, sysconfig
 stdlib = sysconfig.get_path("stdlib")
 dynload = pathlib.Path(sysconfig.get_path("platstdlib"), "lib-dynload")
-for path in [*map(str, sorted(dynload.glob("*.so"))), "libgcc_s.so.1"]:
+shown = [path for folder in sys.argv[1:] for path in pathlib.Path(folder).rglob("*.so*")]
+for path in [*map(str, sorted(dynload.glob("*.so")) + sorted(shown)), "libgcc_s.so.1"]:
     try:
         ctypes.CDLL(path)
     except OSError:  # a module whose library is not installed (tkinter), or another architecture's
@@ -31,7 +36,8 @@ ctypes.CDLL(None).dl_iterate_phdr(Visit(lambda info, size, data: names.append(os
 folders = sorted({stdlib, str(dynload.parent)})
 print(json.dumps({"folders": folders, "libraries": [name for name in names if name.startswith("/")]}))
 """
-_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+# Not /dev/zero: mapped as shared it is memory without a bound (seccomp.py).
+_DEVICES = ("/dev/null", "/dev/full", "/dev/random", "/dev/urandom")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,34 +49,46 @@ class PythonView:
         read_only: pairs (path outside, path inside) of files and folders.
         masked: folders inside these that are shown empty (site-packages).
         devices: device nodes.
+        packages: the folder inside that has the packages, "" where none are shown.
+        environment: variables for them.
     """
 
     executable: str
     read_only: tuple[tuple[str, str], ...]
     masked: tuple[str, ...]
     devices: tuple[str, ...]
+    packages: str
+    environment: Mapping[str, str]
 
 
-@functools.cache
 def python_view() -> PythonView:
     """Find the files of this interpreter, once a process (about 0.1 s); a virtual environment's is its base interpreter.
 
     Raises:
-        SandboxUnavailable: the interpreter does not start on its own.
+        SandboxUnavailable: the interpreter does not start on its own, or a package that ``STILLHOUSE_SANDBOX_PACKAGES`` names
+            cannot be shown.
     """
+    return _view(shown_packages())
+
+
+@functools.cache
+def _view(packages: ShownPackages) -> PythonView:
     executable = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
-    command = [executable, "-I", "-S", "-B", "-c", _SURVEY]
+    sources = [source for source, _ in packages.read_only]
+    command = [executable, "-I", "-S", "-B", "-c", _SURVEY, *sources]
     answer = subprocess.run(command, capture_output=True, text=True, env=loader_environment(), check=False)
     if answer.returncode:
         raise SandboxUnavailable(f"{executable} does not start on its own: {answer.stderr.strip()[-300:]}")
     survey = json.loads(answer.stdout)
     folders = [os.path.abspath(folder) for folder in survey["folders"]]
-    inside_folders = tuple(folder + os.sep for folder in folders)
+    inside_folders = tuple(folder + os.sep for folder in (*folders, *sources))
     files = [executable, interpreter_of(executable), "/etc/ld.so.cache", *survey["libraries"]]
-    files = [name for name in dict.fromkeys(files) if name and not name.startswith(inside_folders) and os.path.isfile(name)]
+    files = [name for name in dict.fromkeys(files) if name and os.path.isfile(name)]
+    files = [name for name in files if not os.path.abspath(name).startswith(inside_folders)]
     masked = [str(path) for folder in folders for path in Path(folder).glob("*-packages") if path.is_dir()]
-    shown = tuple((os.path.realpath(path), path) for path in (*folders, *files))
-    return PythonView(executable, shown, tuple(masked), tuple(path for path in _DEVICES if os.path.exists(path)))
+    shown = tuple((os.path.realpath(path), path) for path in (*folders, *files)) + packages.read_only
+    devices = tuple(path for path in _DEVICES if os.path.exists(path))
+    return PythonView(executable, shown, tuple(masked), devices, PLACE if sources else "", packages.environment)
 
 
 def loader_environment() -> dict[str, str]:

@@ -13,7 +13,6 @@ from stillhouse.pipeline.sandbox.records import KilledFor, Limits, Route, Sandbo
 
 WATCH_S = 0.02
 """How often the memory of all processes together is looked at, seconds."""
-SIGXCPU = 24
 
 
 def run_sandboxed(
@@ -82,7 +81,7 @@ def run_by_route(
             while selector.get_map():  # what is left in the pipes of a dead program
                 _read(selector, 0, outputs)
     killed_for = killed_for or _flooded(outputs, limits)
-    if not killed_for and status == 128 + SIGXCPU:
+    if not killed_for and process.out_of_cpu(status):
         killed_for = "cpu"
     stdout = bytes(outputs[1][: limits.output_bytes])
     stderr = bytes(outputs[2][: limits.error_bytes])

@@ -12,9 +12,18 @@ kernel did not have it (C libraries then take the older way, where they have one
   queues);
 - identity, time and machine (setuid, capset, settimeofday, reboot, swapon, init_module, kexec_load).
 
-Four calls are let through by argument and refused with EPERM otherwise: ``clone`` without any namespace flag, ``socketpair`` of
-AF_UNIX, ``prctl`` on the thread's own name and the like, ``ioctl`` that asks about terminals and pipes (never TIOCSTI). A
-system call of another architecture's table kills the process.
+Some calls are let through by argument and refused with EPERM otherwise:
+
+- ``clone`` without any namespace flag, ``socketpair`` of AF_UNIX, ``prctl`` on the thread's own name and the like, ``ioctl``
+  that asks about terminals and pipes (never TIOCSTI);
+- ``mmap`` but for shared anonymous memory: it stays allocated when it is unmapped but for one page, so that neither
+  RLIMIT_AS nor a look at resident memory would bound it (files in /tmp can be shared, whose size is bounded);
+- ``madvise`` but for what moves memory to swap or shares pages with other processes, ``fcntl`` but for leases and
+  notifications, which tell of others' use of a file;
+- ``setrlimit`` and ``prlimit64`` but for core dumps: a limit of 1, which ``confine.py`` sets, is the one that keeps the kernel
+  from handing a crash to a program of the machine; 0 does not.
+
+A system call of another architecture's table kills the process.
 
 Numbers: the kernel's ``arch/x86/entry/syscalls/syscall_64.tbl`` and ``include/uapi/asm-generic/unistd.h``.
 """
@@ -29,21 +38,21 @@ _BOTH = """
     close_range:436:436  copy_file_range:326:285  dup:32:23  dup3:292:24  epoll_create1:291:20  epoll_ctl:233:21
     epoll_pwait:281:22  epoll_pwait2:441:441  eventfd2:290:19  execve:59:221  exit:60:93  exit_group:231:94
     faccessat:269:48  faccessat2:439:439  fadvise64:221:223  fallocate:285:47  fchdir:81:50  fchmod:91:52  fchmodat:268:53
-    fcntl:72:25  fdatasync:75:83  flock:73:32  fstat:5:80  fstatfs:138:44  fsync:74:82  ftruncate:77:46  futex:202:98
+    fdatasync:75:83  flock:73:32  fstat:5:80  fstatfs:138:44  fsync:74:82  ftruncate:77:46  futex:202:98
     get_robust_list:274:100  getcpu:309:168  getcwd:79:17  getdents64:217:61  getegid:108:177  geteuid:107:175
     getgid:104:176  getgroups:115:158  getitimer:36:102  getpeername:52:205  getpgid:121:155  getpid:39:172
     getppid:110:173  getpriority:140:141  getrandom:318:278  getresgid:120:150  getresuid:118:148  getrlimit:97:163
     getrusage:98:165  getsid:124:156  getsockname:51:204  getsockopt:55:209  gettid:186:178  gettimeofday:96:169
-    getuid:102:174  kill:62:129  linkat:265:37  lseek:8:62  madvise:28:233  membarrier:324:283  mincore:27:232
-    mkdirat:258:34  mmap:9:222  mprotect:10:226  mremap:25:216  msync:26:227  munmap:11:215  nanosleep:35:101
+    getuid:102:174  kill:62:129  linkat:265:37  lseek:8:62  membarrier:324:283  mincore:27:232
+    mkdirat:258:34  mprotect:10:226  mremap:25:216  msync:26:227  munmap:11:215  nanosleep:35:101
     newfstatat:262:79  openat:257:56  pipe2:293:59  ppoll:271:73  pread64:17:67  preadv:295:69  preadv2:327:286
-    prlimit64:302:261  pselect6:270:72  pwrite64:18:68  pwritev:296:70  pwritev2:328:287  read:0:63  readlinkat:267:78
+    pselect6:270:72  pwrite64:18:68  pwritev:296:70  pwritev2:328:287  read:0:63  readlinkat:267:78
     readv:19:65  recvfrom:45:207  recvmsg:47:212  renameat:264:38  renameat2:316:276  restart_syscall:219:128
     rseq:334:293  rt_sigaction:13:134  rt_sigpending:127:136  rt_sigprocmask:14:135  rt_sigqueueinfo:129:138
     rt_sigreturn:15:139  rt_sigsuspend:130:133  rt_sigtimedwait:128:137  sched_get_priority_max:146:125
     sched_get_priority_min:147:126  sched_getaffinity:204:123  sched_getparam:143:121  sched_getscheduler:145:120
     sched_yield:24:124  sendfile:40:71  sendmsg:46:211  sendto:44:206  set_robust_list:273:99  set_tid_address:218:96
-    setitimer:38:103  setpgid:109:154  setpriority:141:140  setrlimit:160:164  setsid:112:157  shutdown:48:210
+    setitimer:38:103  setpgid:109:154  setpriority:141:140  setsid:112:157  shutdown:48:210
     sigaltstack:131:132  statfs:137:43  statx:332:291  symlinkat:266:36  sysinfo:99:179  tgkill:234:131  times:100:153
     tkill:200:130  truncate:76:45  umask:95:166  uname:63:160  unlinkat:263:35  utimensat:280:88  wait4:61:260
     waitid:247:95  write:1:64  writev:20:66
@@ -76,13 +85,24 @@ _PRCTLS = (
     0x53564D41,
 )  # GET_DUMPABLE, SET_NAME, GET_NAME, GET_SECCOMP, CAPBSET_READ, GET_NO_NEW_PRIVS, SET_VMA
 _AF_UNIX = 1
+_FCNTL, _MADVISE, _MMAP, _PRLIMIT64, _SETRLIMIT = (
+    {"x86_64": 72, "aarch64": 25},
+    {"x86_64": 28, "aarch64": 233},
+    {"x86_64": 9, "aarch64": 222},
+    {"x86_64": 302, "aarch64": 261},
+    {"x86_64": 160, "aarch64": 164},
+)
+_REFUSED_FCNTLS = (1024, 1026)  # F_SETLEASE, F_NOTIFY
+_REFUSED_ADVICE = (12, 21)  # MADV_MERGEABLE, MADV_PAGEOUT
+_MAP_SHARED_ANONYMOUS = 0x21
+_RLIMIT_CORE = 4
 
 _ALLOW, _KILL_PROCESS = 0x7FFF0000, 0x80000000
 _ERRNO = 0x00050000
 _EPERM, _ENOSYS = 1, 38
 
 # Classic BPF over struct seccomp_data: nr at 0, arch at 4, the low half of argument i at 16 + 8 i (little-endian).
-_LOAD, _JUMP_IF_EQUAL, _JUMP_IF_ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
+_LOAD, _AND, _JUMP_IF_EQUAL, _JUMP_IF_ANY_BIT, _RETURN = 0x20, 0x54, 0x15, 0x45, 0x06
 
 
 def allowed_syscalls(machine: str) -> dict[str, int]:
@@ -104,17 +124,33 @@ def seccomp_filter(machine: str) -> bytes | None:
     program += _when_argument_in(_IOCTL[machine], 1, _IOCTLS)
     program += _when_argument_in(_PRCTL[machine], 0, _PRCTLS)
     program += _when_argument_in(_SOCKETPAIR[machine], 0, (_AF_UNIX,))
-    refuse = _RETURN, 0, 0, _ERRNO | _EPERM
-    program += [(_JUMP_IF_EQUAL, 0, 4, _CLONE[machine]), (_LOAD, 0, 0, 16)]
-    program += [(_JUMP_IF_ANY_BIT, 0, 1, _CLONE_NEW_ANYTHING), refuse, (_RETURN, 0, 0, _ALLOW)]
+    program += _when_argument_in(_FCNTL[machine], 1, _REFUSED_FCNTLS, refuse=True)
+    program += _when_argument_in(_MADVISE[machine], 2, _REFUSED_ADVICE, refuse=True)
+    program += _when_argument_in(_SETRLIMIT[machine], 0, (_RLIMIT_CORE,), refuse=True)
+    allow, refuse = (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ERRNO | _EPERM)
+    program += [(_JUMP_IF_EQUAL, 0, 5, _MMAP[machine]), (_LOAD, 0, 0, _argument(3)), (_AND, 0, 0, _MAP_SHARED_ANONYMOUS)]
+    program += [(_JUMP_IF_EQUAL, 0, 1, _MAP_SHARED_ANONYMOUS), refuse, allow]
+    program += [(_JUMP_IF_EQUAL, 0, 8, _PRLIMIT64[machine]), (_LOAD, 0, 0, _argument(1))]
+    program += [(_JUMP_IF_EQUAL, 0, 4, _RLIMIT_CORE), (_LOAD, 0, 0, _argument(2)), (_JUMP_IF_EQUAL, 0, 3, 0)]
+    program += [(_LOAD, 0, 0, _argument(2) + 4), (_JUMP_IF_EQUAL, 0, 1, 0), allow, refuse]  # a null pointer only asks
+    program += [(_JUMP_IF_EQUAL, 0, 4, _CLONE[machine]), (_LOAD, 0, 0, _argument(0))]
+    program += [(_JUMP_IF_ANY_BIT, 0, 1, _CLONE_NEW_ANYTHING), refuse, allow]
     program.append((_RETURN, 0, 0, _ERRNO | _ENOSYS))
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
 
 
-def _when_argument_in(number: int, argument: int, values: tuple[int, ...]) -> list[tuple[int, int, int, int]]:
-    """Allow a call when the low half of one argument is one of the values, refuse it with EPERM otherwise."""
-    tests = [(_LOAD, 0, 0, 16 + 8 * argument)]
+def _argument(index: int) -> int:
+    """Where the low half of an argument stands in ``struct seccomp_data``."""
+    return 16 + 8 * index
+
+
+def _when_argument_in(
+    number: int, argument: int, values: tuple[int, ...], *, refuse: bool = False
+) -> list[tuple[int, int, int, int]]:
+    """Allow a call when the low half of one argument is one of the values, refuse it with EPERM otherwise; or the reverse."""
+    found, otherwise = (_ERRNO | _EPERM, _ALLOW) if refuse else (_ALLOW, _ERRNO | _EPERM)
+    tests = [(_LOAD, 0, 0, _argument(argument))]
     for value in values:
-        tests += [(_JUMP_IF_EQUAL, 0, 1, value), (_RETURN, 0, 0, _ALLOW)]
-    tests.append((_RETURN, 0, 0, _ERRNO | _EPERM))
+        tests += [(_JUMP_IF_EQUAL, 0, 1, value), (_RETURN, 0, 0, found)]
+    tests.append((_RETURN, 0, 0, otherwise))
     return [(_JUMP_IF_EQUAL, 0, len(tests), number), *tests]

@@ -5,9 +5,12 @@ import ast
 import builtins
 import traceback
 
-TESTS = "tests.py"
-# Tests that mention one of these look at what the program prints or reads, which stays in its own sandbox.
-_CAPTURES = {"redirect_stdout", "redirect_stderr", "stdin", "stdout", "stderr", "capsys", "capfd", "monkeypatch", "patch"}
+TESTS, SETUP = "tests.py", "setup.py"
+# Tests that mention one of these look at what the program prints or reads, or at files: each sandbox has its own.
+_OUTSIDE = {
+    *("redirect_stdout", "redirect_stderr", "stdin", "stdout", "stderr", "capsys", "capfd", "monkeypatch", "patch"),
+    *("open", "tempfile", "shutil", "Path", "makedirs", "mkdir", "chdir", "environ"),
+}
 
 
 def is_only_looked_into(name, tree):
@@ -39,12 +42,12 @@ def free_names(tree, entry_point):
     return (used - bound) | (names_in(entry_point) - set(dir(builtins)) if entry_point else set())
 
 
-def looks_at_output(tree):
-    """Whether the tests mention standard input or output."""
+def looks_outside(tree):
+    """Whether the tests mention standard input or output, or make files."""
     names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} | {
         node.id for node in ast.walk(tree) if isinstance(node, ast.Name)
     }
-    return bool(names & _CAPTURES)
+    return bool(names & _OUTSIDE)
 
 
 def uncalled(tree, cases=()):
@@ -73,6 +76,8 @@ def required(function):
 def where(error, tests):
     """Which line of the tests an exception came through."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename == SETUP:
+            return f" at line {frame.lineno} of the setup"
         if frame.filename == TESTS:
             return f" at line {frame.lineno} of the tests: {tests.splitlines()[frame.lineno - 1].strip()[:120]}"
     return ""

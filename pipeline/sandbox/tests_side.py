@@ -21,10 +21,11 @@ import types
 
 from stillhouse.pipeline.sandbox.crossing import CannotCross, decode, encode, overwrite
 from stillhouse.pipeline.sandbox.tests_found import (
+    SETUP,
     TESTS,
     free_names,
     is_only_looked_into,
-    looks_at_output,
+    looks_outside,
     names_in,
     required,
     uncalled,
@@ -58,8 +59,8 @@ class ProgramEnded(BaseException):
 class Remote:
     """An object of the program's, as the tests see it."""
 
-    def __init__(self, key, kind, ask):
-        self.__dict__.update(_key=key, _kind=kind, _ask=ask)
+    def __init__(self, key, kind, ask, package=""):
+        self.__dict__.update(_key=key, _kind=kind, _ask=ask, _package=package)
 
     def __call__(self, *args, **kwargs):
         return self._ask("call", self._key, args, kwargs)
@@ -96,6 +97,8 @@ class Remote:
     def __eq__(self, other):
         if isinstance(other, Remote) and other._key != self._key:
             raise CannotCross(f"the tests compare two objects of the program's, {self._kind} and {other._kind}")
+        if self._package and not isinstance(other, Remote):  # sympy's Integer(5) is 5, and we cannot ask it
+            raise CannotCross(f"the tests compare a {self._kind} of the package {self._package}")
         return self is other or isinstance(other, Remote)
 
     __hash__ = object.__hash__
@@ -107,16 +110,15 @@ class Remote:
 class Judge:
     """Runs the tests and asks the program over the wire."""
 
-    def __init__(self, setup):
+    def __init__(self):
         self.incoming, self.outgoing = take_pipes()
         self.functions, self.missing = [], set()
         self.answers, self.opaque, self.gone = 0, False, False
-        self.exceptions = {}
-        self.classes = setup_classes(setup)
+        self.exceptions, self.classes = {}, set()
         module = types.ModuleType("__main__")
         sys.modules["__main__"] = module
         self.names = vars(module)
-        exec(compile(setup, "setup.py", "exec"), self.names)
+        self.may_end_loops = False
 
     def refer(self, value):
         if isinstance(value, Remote):
@@ -134,9 +136,10 @@ class Judge:
 
     def resolve(self, tag, parts):
         if tag == "h":
-            key, kind, can_be_called = parts
+            key, kind, can_be_called, package = parts
             self.opaque |= not can_be_called
-            return Remote(int(key), str(kind)[:80], self.ask)
+            ours = package in sys.stdlib_module_names or package == "program"
+            return Remote(int(key), str(kind)[:80], self.ask, "" if ours else str(package)[:80])
         if tag == "k":
             return self.awaited(int(parts[0]))
         if tag == "x":
@@ -170,9 +173,9 @@ class Judge:
             send(self.outgoing, b"c", {"id": nonce} | self.called_back(answer))
         self.answers += 1
         if "raised" in answer:
-            raise rebuilt(*answer["raised"], self.names)
-        for index, form in answer.get("changed", {}).items():
-            overwrite(args[int(index)], decode(form, self.resolve))
+            raise rebuilt(*answer["raised"], self.names, ends_loops=do == "next" or self.may_end_loops)
+        for name, form in answer.get("changed", {}).items():
+            overwrite(kwargs[name] if name in (kwargs or {}) else args[int(name)], decode(form, self.resolve))
         return decode(answer["value"], self.resolve)
 
     def receive(self, nonce):
@@ -189,9 +192,10 @@ class Judge:
     def called_back(self, answer):
         function = self.functions[answer["back"]]
         try:
-            return {"value": encode(function(*(decode(arg, self.resolve) for arg in answer["args"])), self.refer)}
-        except Exception as error:  # the program called, the program gets it
-            return {"raised": raised(error)}
+            said = {"value": encode(function(*(decode(arg, self.resolve) for arg in answer["args"])), self.refer)}
+        except Exception as error:
+            said = {"raised": raised(error)}  # the program called, the program gets it
+        return said
 
     def fetch(self, name):
         """Bring a name of the program's into the tests' namespace."""
@@ -206,14 +210,18 @@ class Judge:
         self.names[name] = decode(answer["value"], self.resolve)
         self.answers += not isinstance(self.names[name], (Remote, type))
 
-    def run(self, tests, entry_point):
+    def run(self, setup, tests, entry_point):
+        self.classes = setup_classes(setup, entry_point)
+        exec(compile(setup, SETUP, "exec"), self.names)
         tree = ast.parse(tests, TESTS)
-        self.captures = looks_at_output(tree)
+        self.captures = looks_outside(tree)
+        self.may_end_loops = "StopIteration" in tests
         solution = types.ModuleType("solution")  # tests may say `from solution import f`
         sys.modules["solution"] = solution
         solution.__getattr__ = self.attribute_of_solution
         wanted = names_in(entry_point or "0")
-        for name in sorted(free_names(tree, entry_point) - set(self.names)):  # what the setup defines, both sides have
+        # What the setup defines, both sides have; but a prompt's unfinished function is the program's to define.
+        for name in sorted(free_names(tree, entry_point) - set(self.names) | wanted):
             if name in sys.stdlib_module_names and name not in wanted and is_only_looked_into(name, tree):
                 self.names[name] = importlib.import_module(name)  # tests count on the solution's imports
             elif name in _PREDICATES - wanted:
@@ -252,7 +260,9 @@ class Judge:
         test = self.names.get(node.name)
         if isinstance(node, ast.ClassDef):
             if is_test_case(test):
-                sys.modules["unittest"].defaultTestLoader.loadTestsFromTestCase(test).debug()  # raises what fails
+                unittest = sys.modules["unittest"]
+                cases = unittest.defaultTestLoader.loadTestsFromTestCase(test)
+                unittest.TestSuite(case for case in cases if not is_skipped(case)).debug()  # raises what fails
             elif node.name.startswith("Test"):
                 for part in node.body:
                     if isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef)) and part.name.startswith("test"):
@@ -266,11 +276,11 @@ class Judge:
         elif node.name.startswith("test") or node.name == "check":
             call_test(test, node.name)
 
-    def verdict(self, tests, entry_point):
+    def verdict(self, setup, tests, entry_point):
         """Run the tests: ``{"outcome", "reason"}``, or ``{"ended": true}`` where the program was gone too early."""
         outcome = "wrong"
         try:
-            self.run(tests, entry_point)
+            self.run(setup, tests, entry_point)
         except ProgramEnded:
             return {"ended": True}
         except CannotCross as error:
@@ -297,7 +307,7 @@ class Judge:
                 outcome = "undecided" if ours else "wrong"
                 reason = f"the tests stop with {said}{place}"
             if outcome == "wrong" and self.captures:
-                outcome, reason = "undecided", f"{reason}; the tests look at standard input or output, which does not cross"
+                outcome, reason = "undecided", f"{reason}; the tests look at its output, or files, which do not cross"
         else:
             return self.passed()
         return {"outcome": outcome, "reason": reason}
@@ -339,6 +349,11 @@ def is_test_case(value):
     return "unittest" in sys.modules and isinstance(value, type) and issubclass(value, sys.modules["unittest"].TestCase)
 
 
+def is_skipped(case):
+    marked = (type(case), getattr(case, case._testMethodName))
+    return any(getattr(part, "__unittest_skip__", False) for part in marked)
+
+
 def quieten_unittest():
     """Let unittest.main() do nothing: the test cases are run one by one afterwards, so that the first that fails is named."""
     import unittest
@@ -355,6 +370,6 @@ def judge() -> None:
             texts.append(file.read())
     setup, tests, entry_point = texts
     sys.setrecursionlimit(DEEP)
-    found = Judge(setup)
-    said = found.verdict(tests, entry_point)
+    found = Judge()
+    said = found.verdict(setup, tests, entry_point)
     send(found.outgoing, b"v", said)

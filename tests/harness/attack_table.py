@@ -175,6 +175,72 @@ CALLS: dict[str, tuple[int | None, int | None, tuple[Any, ...]]] = {
     "keep capabilities (prctl)": (157, 167, (8, 1, 0, 0, 0)),
     "speculation (prctl)": (157, 167, (53, 0, 2, 0, 0)),
     "core scheduling (prctl)": (157, 167, (62, 1, 1, 0, 0)),
+    "fanotify_mark": (301, 263, (0, 1, 0, 0, -100, b"/")),
+    "inotify_init": (253, None, ()),
+    "inotify_add_watch": (254, 27, (0, b"/", 2)),
+    "sched_setscheduler": (144, 119, (0, 1, b"\1\0\0\0")),
+    "sched_setparam": (142, 118, (0, b"\1\0\0\0")),
+    "sched_setaffinity": (203, 122, (0, 8, b"\1" + bytes(7))),
+    "ioprio_get": (252, 31, (1, 0)),
+    "cachestat": (451, 451, (0, b"\0" * 16, b"\0" * 40, 0)),
+    "futex_waitv": (449, 449, (0, 0, 0, 0, 0)),
+    "futex_wake": (454, 454, (0, 0, 0, 0)),
+    "futex_requeue": (456, 456, (0, 0, 0, 0)),
+    "set_mempolicy_home_node": (450, 450, (0, 4096, 0, 0)),
+    "get_mempolicy": (239, 236, (0, 0, 0, 0, 0)),
+    "landlock_add_rule": (445, 445, (0, 1, 0, 0)),
+    "landlock_restrict_self": (446, 446, (0, 0)),
+    "lsm_get_self_attr": (459, 459, (100, 0, 0, 0)),
+    "lsm_list_modules": (461, 461, (b"\0" * 64, b"\x40" + bytes(7), 0)),
+    "setxattrat": (463, 463, (-100, b"/tmp", 0, b"user.x", 0, 0)),
+    "getxattrat": (464, 464, (-100, b"/tmp", 0, b"user.x", 0, 0)),
+    "removexattrat": (466, 466, (-100, b"/tmp", 0, b"user.x")),
+    "pkey_mprotect": (329, 288, (0, 4096, 1, 0)),
+    "io_setup": (206, 0, (1, b"\0" * 8)),
+    "io_submit": (209, 2, (0, 1, 0)),
+    "io_pgetevents": (333, 292, (0, 0, 0, 0, 0, 0)),
+    "sync_file_range": (277, 84, (0, 0, 0, 0)),
+    "syncfs": (306, 267, (0,)),
+    "readahead": (187, 213, (0, 0, 4096)),
+    "accept": (43, 202, (0, 0, 0)),
+    "listen": (50, 201, (0, 1)),
+    "setsockopt": (54, 208, (0, 1, 7, b"\0" * 4, 4)),
+    "recvmmsg": (299, 243, (0, 0, 0, 0, 0)),
+    "fchmodat2": (452, 452, (-100, b"/", 0o777, 0x1000)),
+    "chown": (92, None, (b"/tmp", 0, 0)),
+    "fchown": (93, 55, (0, 0, 0)),
+    "getxattr": (191, 8, (b"/tmp", b"user.x", b"\0" * 8, 8)),
+    "removexattr": (197, 14, (b"/tmp", b"user.x")),
+    "mq_notify": (244, 184, (0, 0)),
+    "semop": (65, 193, (0, 0, 0)),
+    "semtimedop": (220, 192, (0, 0, 0, 0)),
+    "shmdt": (67, 197, (0,)),
+    "msgrcv": (70, 188, (0, b"\0" * 16, 1, 0, 0)),
+    "msgctl": (71, 187, (0, 0, 0)),
+    "timer_settime": (223, 110, (0, 0, b"\0" * 32, 0)),
+    "timerfd_settime": (286, 86, (0, 0, b"\0" * 32, 0)),
+    "unshare uts": (272, 97, (0x4000000,)),
+    "unshare ipc": (272, 97, (0x8000000,)),
+    "clone with a new uts namespace": (56, 220, (0x4000000 | 17, 0, 0, 0, 0)),
+    "shared anonymous memory (mmap)": (9, 222, (0, 4096, 3, 0x21, -1, 0)),
+    "the same behind high bits (mmap)": (9, 222, (0, 4096, 3, 0x100000021, -1, 0)),
+    "watch a folder (fcntl F_NOTIFY)": (72, 25, (0, 1026, 1)),
+    "lease (fcntl F_SETLEASE)": (72, 25, (0, 1024, 0)),
+    "page out (madvise)": (28, 233, (0, 0, 21)),
+    "merge pages (madvise)": (28, 233, (0, 0, 12)),
+    "core dumps (setrlimit)": (160, 164, (4, b"\0" * 16)),
+    "core dumps (prlimit64)": (302, 261, (0, 4, b"\0" * 16, 0)),
+    "a controlling terminal (ioctl TIOCSCTTY)": (16, 29, (0, 0x540E, 1)),
+    "the console (ioctl TIOCCONS)": (16, 29, (0, 0x541D, 0)),
+    "flags of a file (ioctl FS_IOC_SETFLAGS)": (16, 29, (0, 0x40086602, b"\x10" + bytes(7))),
+    "entropy (ioctl RNDADDENTROPY)": (16, 29, (0, 0x40085203, b"\0" * 16)),
+    "owner of a namespace (ioctl NS_GET_USERNS)": (16, 29, (0, 0xB701, 0)),
+    "a second filter (prctl PR_SET_SECCOMP)": (157, 167, (22, 2, 0, 0, 0)),
+    "not dumpable (prctl PR_SET_DUMPABLE)": (157, 167, (4, 0, 0, 0, 0)),
+    "secure bits (prctl)": (157, 167, (28, 0, 0, 0, 0)),
+    "poisoned memory (prctl PR_MCE_KILL)": (157, 167, (33, 1, 0, 0, 0)),
+    "system calls to user space (prctl)": (157, 167, (59, 1, 0, 0, 0)),
+    "merge all memory (prctl)": (157, 167, (67, 1, 0, 0, 0)),
     "x32 system call": (0x40000000 | 39, None, ()),
     "a number that no kernel has": (9999, 9999, ()),
 }
@@ -195,6 +261,16 @@ def is_open(fd):
     except OSError:
         return False
     return True
+def fcntl(fd, command, argument):
+    import fcntl
+    return fcntl.fcntl(fd, command, argument)
+def ioctl(fd, request, argument):
+    import fcntl
+    fcntl.ioctl(fd, request, bytearray(argument))
+    return 0
+_pages = mmap.mmap(-1, 1 << 16, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+def page():
+    return ctypes.c_void_p((ctypes.addressof(ctypes.c_char.from_buffer(_pages)) + 4095) & ~4095)
 def run(path):
     pid = os.fork()
     if pid == 0:
@@ -211,6 +287,7 @@ def copy_of_python(path="/tmp/native"):
 """
 RUN_PROBES = """
 found = {}
+signal.signal(signal.SIGIO, signal.SIG_IGN)  # what a notification comes with
 for name, expression in rows.items():
     try:
         value = eval(expression)

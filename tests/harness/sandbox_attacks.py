@@ -99,6 +99,8 @@ class Outside:
         state = Path(f"/proc/{self.sleeper.pid}/stat").read_text().rpartition(")")[2].split()[0]
         if self.sleeper.poll() is not None or state in "TtZX":
             return "a process outside was signalled"
+        if os.getpriority(os.PRIO_PROCESS, self.sleeper.pid) != os.getpriority(os.PRIO_PROCESS, 0):
+            return "a process outside has another priority"
         for listener in self.listeners:
             with contextlib.suppress(BlockingIOError):
                 listener.accept()[0].close()

@@ -159,6 +159,32 @@ METHOD = {
     "entry_point": "add",
 }
 IMPORTED = {"tests": "import solution\nassert solution.add(2, 3) == 5"}
+MAPPED = {
+    "tests": """
+def check(candidate):
+    cases = [((2, 3), 5), ((10, 20), 30)]
+    assert all(map(lambda case: candidate(*case[0]) == case[1], cases))
+""",
+    "entry_point": "add",
+}
+ZIPPED = {"tests": "for got, want in zip(map(lambda p: add(*p), [(2, 3), (3, 4)]), [5, 7]):\n    assert got == want"}
+UNTIL = {"tests": "for got in iter(lambda: add(2, 3), 5):\n    raise AssertionError(got)"}
+ROWS = {
+    "tests": [
+        {"args": [2, 3], "returns": 5},
+        {"args": [[1], [2]], "returns": [1, 2]},
+        {"args": [{}, {}], "returns": {"1": None}},
+    ],
+    "entry_point": "add",
+}
+TOLERANT = {"tests": [{"stdin": "1 2\n", "stdout": "mean 1.5 of 2", "rel_tol": 1e-3}]}
+ANY_OF_TWO = {"tests": [{"stdin": "4\n", "stdout_any": ["1 3", "3 1"]}]}
+PREPARED = {"setup": f"import math\nword = '{TOKEN[:7]}'", "tests": [{"stdin": "9\n", "stdout": f"3 {TOKEN[:7]}"}]}
+STUB = {
+    "setup": "def twice(n): return 2 * n\ndef add(a, b):\n    'Add both.'\n",
+    "tests": "def check(candidate):\n    assert twice(candidate(1, 2)) == 6 and candidate(2, 2) is not None",
+    "entry_point": "add",
+}
 CHANGED = {"tests": "a, want = [1], [2]\nadd(a, want)\nassert a == [1] and want == [2] and add([3], [4]) == [3, 4]"}
 SEARCH = """
 import os, sys, gc, re
@@ -210,6 +236,14 @@ ENTRIES = {
     "METHOD": METHOD,
     "IMPORTED": IMPORTED,
     "CHANGED": CHANGED,
+    "MAPPED": MAPPED,
+    "ZIPPED": ZIPPED,
+    "UNTIL": UNTIL,
+    "ROWS": ROWS,
+    "TOLERANT": TOLERANT,
+    "ANY_OF_TWO": ANY_OF_TWO,
+    "PREPARED": PREPARED,
+    "STUB": STUB,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -19,11 +20,13 @@ from pathlib import Path
 import pytest
 
 from stillhouse.pipeline.sandbox import seccomp
+from stillhouse.pipeline.sandbox.packages import shown_packages
 from stillhouse.pipeline.sandbox.probe import probed
 from stillhouse.pipeline.sandbox.process import SandboxProcess
 from stillhouse.pipeline.sandbox.records import Limits, SandboxUnavailable
 from stillhouse.pipeline.sandbox.run import run_by_route, run_sandboxed
 from stillhouse.pipeline.sandbox.service import SandboxService
+from stillhouse.pipeline.verifiers.code import verify_program
 from tests import as_nobody
 from tests.harness import attack_table, sandbox_attacks
 
@@ -82,7 +85,7 @@ def test_a_file_that_leads_out_of_the_work_folder_is_refused(report):
 
 def test_attacks_are_refused(report):
     """A model-written program could read the caller's files, reach the network, or take the machine down."""
-    outcomes = sandbox_attacks.run_all("strict", report.route, every=8)
+    outcomes = sandbox_attacks.run_all("strict", report.route, every=16)
     assert len(outcomes) >= 300
     assert [outcome for outcome in outcomes if outcome.leaked] == []
 
@@ -136,6 +139,10 @@ def test_namespaces_hold_without_the_filter(report, monkeypatch, route):
     kernel_only = {"talk to the kernel over netlink", "use the kernel's crypto sockets", "listen", "see a network interface"}
     kernel_only |= {"send UDP", "reach the hypervisor (vsock)", "bind one of a pair", "serve with multiprocessing"}
     kernel_only |= {"trace its own child", "run the loader on what it wrote"}  # and sockets that lead nowhere
+    kernel_only |= {"serve on every address", "be told when the library's folder is used", "lease its own file"}
+    kernel_only |= {"map it by the C library", "map shared memory that stays when it is unmapped", "swap itself out"}
+    kernel_only |= {"share its pages with others'", "allow itself a core dump", "allow itself a core dump by the old call"}
+    kernel_only |= {"allow another process a core dump"}
     leaked = {o.name for o in sandbox_attacks.run_all("strict", route) if o.leaked}
     assert leaked <= kernel_only | {"run a binary it wrote", "run a library as a program", "run from shared memory"}
 
@@ -157,6 +164,156 @@ def test_landlock_holds_without_namespaces():
         pytest.skip(f"unsafe-confined is not there: {missing}")
     for name in ("read another user's file", "write outside the work folder", "connect over TCP", "leave a process behind"):
         assert refused[name], name
+
+
+# Makes this process's kernel answer some system calls as if it did not have them, for it and all that it starts.
+FORBID = """
+import ctypes, os, platform, struct
+from stillhouse.pipeline.sandbox import seccomp as s
+def forbid(*, landlock, filters):
+    program = [(s._LOAD, 0, 0, 0)]
+    for number in (444, 445, 446) if landlock else ():
+        program += [(s._JUMP_IF_EQUAL, 0, 1, number), (s._RETURN, 0, 0, s._ERRNO | s._ENOSYS)]
+    if filters:  # prctl(PR_SET_SECCOMP), invalid where the kernel was built without
+        program += [(s._JUMP_IF_EQUAL, 0, 3, s._PRCTL[platform.machine()]), (s._LOAD, 0, 0, s._argument(0))]
+        program += [(s._JUMP_IF_EQUAL, 0, 1, 22), (s._RETURN, 0, 0, s._ERRNO | 22)]
+    program.append((s._RETURN, 0, 0, s._ALLOW))
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *row) for row in program), 8 * len(program))
+    order = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(program), ctypes.addressof(code)))
+    libc = ctypes.CDLL(None)
+    assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, order, 0, 0) == 0
+"""
+
+
+def in_a_process(code: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+
+
+def test_a_kernel_without_landlock_is_reported(report):
+    """The user would believe in a layer that is not there; the tier that stands on it alone would let programs read files."""
+    answer = in_a_process(
+        f"{FORBID}\nforbid(landlock=True, filters=False)\n"
+        "from stillhouse.pipeline.sandbox.probe import probe\n"
+        "whole, below = probe(), probe(routes=())\n"
+        "print(whole.tier, *whole.layers, sep='; ')\nprint(below.tier, below.missing, sep='; ')"
+    )
+    whole, below = answer.stdout.splitlines() or [answer.stderr, ""]
+    assert whole.startswith("strict; ")
+    assert "no Landlock in this kernel" in whole
+    assert "unsafe-confined: this kernel has no Landlock" in below
+    assert not below.startswith("unsafe-confined")
+
+
+def test_nothing_runs_on_a_kernel_without_seccomp(report, tmp_path):
+    """Programs would run with every system call of the kernel open to them."""
+    witness = tmp_path / "witness"
+    program = f"open({str(witness)!r}, 'w')"
+    answer = in_a_process(
+        f"{FORBID}\nforbid(landlock=False, filters=True)\n"
+        "from stillhouse.pipeline.verifiers.code import verify_program\n"
+        f"print(verify_program({{'tests': [{{'stdin': '', 'stdout': ''}}]}}, {program!r}))"
+    )
+    assert "SandboxUnavailable: programs that a model wrote are not run here" in answer.stderr
+    assert "set up seccomp" in answer.stderr
+    assert answer.stdout == ""
+    assert not witness.exists()
+
+
+SEES_NUMPY = """
+import importlib, os, threading, numpy
+found = {}
+for name in ("pydantic", "stillhouse", "pandas", "ray", "typer"):
+    try:
+        importlib.import_module(name)
+        found[name] = "imported"
+    except ModuleNotFoundError:
+        pass
+try:
+    open("/packages/numpy/x.py", "w")
+    found["write"] = "written"
+except OSError:
+    pass
+matrix = numpy.random.default_rng(0).normal(size=(200, 200))
+same = numpy.allclose(numpy.linalg.inv(matrix) @ matrix, numpy.eye(200))
+print(same, found, sorted({name.partition("-")[0] for name in os.listdir("/packages")}))
+"""
+RUN_SEES_NUMPY = f"""
+import os
+os.environ["STILLHOUSE_SANDBOX_PACKAGES"] = "numpy"
+from stillhouse.pipeline.sandbox.records import Limits
+from stillhouse.pipeline.sandbox.run import run_by_route
+for route in os.environ["ROUTES"].split():
+    result = run_by_route({{"main.py": {SEES_NUMPY!r}}}, ("main.py",), "", limits=Limits(), tier="strict", route=route)
+    print(result.stdout.decode().strip() or result.stderr.decode())
+"""
+
+
+@pytest.mark.parametrize("user", ["me", "nobody"])
+def test_a_named_package_is_all_that_is_seen_of_the_environment(report, monkeypatch, user):
+    """Programs that use numpy could never be judged; or they would see all that is installed, this project among it."""
+    if user == "nobody":
+        as_user_or_skip()
+    routes = ["own", *(["bubblewrap"] if shutil.which("bwrap") else [])]
+    code = RUN_SEES_NUMPY.replace('os.environ["ROUTES"]', repr(" ".join(routes)))
+    answer = as_nobody.run(["-c", code], timeout_s=120) if user == "nobody" else in_a_process(code)
+    assert answer.stdout.splitlines() == ["True {} ['numpy', 'numpy.libs']"] * len(routes), answer.stdout + answer.stderr
+
+
+@pytest.fixture
+def fake_package(tmp_path, monkeypatch):
+    """Installs a package of one file into a folder on the path; returns a function of its name, code and requirements."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def install(name: str, code: str, *requires: str) -> None:
+        (tmp_path / f"{name}.py").write_text(code)
+        info = tmp_path / f"{name}-1.5.dist-info"
+        info.mkdir()
+        lines = ["Metadata-Version: 2.1", f"Name: {name}", "Version: 1.5", *(f"Requires-Dist: {r}" for r in requires)]
+        (info / "METADATA").write_text("\n".join(lines) + "\n")
+        (info / "RECORD").write_text(f"{name}.py,,\n{info.name}/METADATA,,\n{info.name}/RECORD,,\n")
+
+    return install
+
+
+def test_what_a_package_requires_is_shown_too_and_its_version_is_known(report, fake_package, monkeypatch):
+    """pandas would not import without numpy; a verdict made with one version would be reused with another."""
+    fake_package("stillhouse_fake_base", "five = 5")
+    fake_package(
+        "stillhouse_fake_top", "from stillhouse_fake_base import five", "stillhouse-fake_base>=1", "not-there; extra == 'x'"
+    )
+    monkeypatch.setenv("STILLHOUSE_SANDBOX_PACKAGES", "stillhouse_fake_top")
+    result = run_sandboxed({}, ("-c", "import stillhouse_fake_top; print(stillhouse_fake_top.five)"))
+    assert result.stdout == b"5\n", result.stderr
+    assert shown_packages().versions == (("stillhouse_fake_base", "1.5"), ("stillhouse_fake_top", "1.5"))
+    assert "packages shown: stillhouse_fake_base 1.5, stillhouse_fake_top 1.5" in probed().layers
+
+
+def test_a_package_that_does_not_import_inside_is_heard_of_before_any_program(report, fake_package, monkeypatch):
+    """Each program that imports it would be called wrong."""
+    fake_package("stillhouse_fake_lacking", "import stillhouse_fake_missing")
+    monkeypatch.setenv("STILLHOUSE_SANDBOX_PACKAGES", "stillhouse_fake_lacking")
+    with pytest.raises(SandboxUnavailable, match=r"No module named 'stillhouse_fake_missing'\. Name what it needs there too"):
+        run_sandboxed({}, ("-c", "print(1)"))
+
+
+def test_packages_that_cannot_be_shown_are_refused_by_name(report, fake_package, monkeypatch):
+    """A typing error would leave programs undecided; an editable install or a shared folder would show more than was named."""
+    monkeypatch.setenv("STILLHOUSE_SANDBOX_PACKAGES", "nunpy")
+    with pytest.raises(SandboxUnavailable, match="names 'nunpy', which is not installed"):
+        run_sandboxed({}, ("-c", "print(1)"))
+    fake_package("stillhouse_fake_editable", "")
+    for file in Path(sys.path[0]).glob("stillhouse_fake_editable*/RECORD"):
+        file.write_text("__editable__.stillhouse_fake_editable.pth,,\nstillhouse_fake_editable-1.5.dist-info/RECORD,,\n")
+    monkeypatch.setenv("STILLHOUSE_SANDBOX_PACKAGES", "stillhouse_fake_editable")
+    with pytest.raises(SandboxUnavailable, match="editable"):
+        run_sandboxed({}, ("-c", "print(1)"))
+    monkeypatch.setenv("STILLHOUSE_SANDBOX_PACKAGES", "numpy")
+    with (
+        pytest.raises(SandboxUnavailable, match="strict only"),
+        SandboxProcess({}, ("-c", ""), limits=Limits(), tier="unsafe-limits", route=None),
+    ):
+        pass
 
 
 def test_nothing_runs_where_namespaces_are_forbidden(tmp_path):
@@ -274,6 +431,9 @@ def test_system_call_numbers_are_the_kernels(machine, header):
     assert len(set(listed) & set(numbers)) > 100
     denied = {row[machine == "aarch64"] for name, row in attack_table.CALLS.items() if "clone" not in name and "(" not in name}
     assert not denied & set(listed.values())
+    by_argument = {"clone", "fcntl", "ioctl", "madvise", "mmap", "prctl", "prlimit64", "setrlimit", "socketpair"}
+    assert {name: getattr(seccomp, f"_{name.upper()}")[machine] for name in by_argument} == {n: numbers[n] for n in by_argument}
+    assert not by_argument & set(listed)
 
 
 class RunCode(BaseHTTPRequestHandler):
@@ -285,7 +445,8 @@ class RunCode(BaseHTTPRequestHandler):
             self.send_error(422, "only python on /run_code")
             return
         limits = Limits(wall_s=order["run_timeout"])
-        result = run_sandboxed({"main.py": order["code"]}, ("main.py",), order["stdin"] or "", limits=limits)
+        files = {name: base64.b64decode(content) for name, content in order["files"].items()} | {"main.py": order["code"]}
+        result = run_sandboxed(files, ("main.py",), order["stdin"] or "", limits=limits)
         ran = {
             "status": "TimeLimitExceeded" if result.timed_out else "Finished",
             "execution_time": result.seconds,
@@ -307,7 +468,7 @@ class RunCode(BaseHTTPRequestHandler):
         """Say nothing: the test reads its own output."""
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def service(report):
     server = ThreadingHTTPServer(("127.0.0.1", 0), RunCode)
     thread = threading.Thread(target=server.serve_forever)
@@ -323,6 +484,53 @@ def test_a_service_runs_programs(service):
     result = service.run_program("import sys\nprint(int(input()) + 1)\nsys.exit(4)", "41\n")
     assert (result.stdout, result.exit_status, result.timed_out) == (b"42\n", 4, False)
     assert service.run_program("while True: pass", limits=Limits(wall_s=0.5)).timed_out
+
+
+def test_a_setup_is_sent_to_a_service(service):
+    """Problems that count on imports would be wrong on a cluster and right at home."""
+    entry = {"setup": "from math import isqrt", "tests": [{"stdin": "9", "stdout": "3"}]}
+    assert verify_program(entry, "print(isqrt(int(input())))", sandbox=service).outcome == "correct"
+    assert verify_program(entry, "print(isqrt(4))", sandbox=service).outcome == "wrong"
+
+
+ON_A_SERVICE = [
+    ("def f(a, b): return 10**400 if isinstance(a, float) else a + b", "wrong", "test 3 of 3: returned 1000"),
+    ("def f(a, b):\n    print('remark')\n    return a + b", "correct", "all 3 results"),
+    ("class Solution:\n    def f(self, a, b): return tuple(a + b) if isinstance(a, list) else a + b", "correct", "all 3"),
+    ("def f(a, b): return a + a", "wrong", "test 1 of 3: returned 4, expected 5"),
+    ("def f(a, b): return type('All', (list,), {'__eq__': lambda *_: True})()", "wrong", "returned [], expected 5"),
+    ("def f(a, b): return f", "wrong", "AttributeError"),
+    ("def g(a, b): return 5", "wrong", "name 'f' is not defined"),
+    ("import sys; sys.exit(0)", "wrong", "before it had answered all calls: status 0"),
+    ("def f(a, b): raise StopIteration", "wrong", "StopIteration"),
+    ("import numpy", "undecided", "numpy, which the sandbox service does not have"),
+    ("def f(a, b):\n    while True: pass", "undecided", "not ready after"),
+]
+
+
+@pytest.mark.parametrize(
+    ("program", "outcome", "said"),
+    [*ON_A_SERVICE[:4], *(pytest.param(*row, marks=pytest.mark.slow) for row in ON_A_SERVICE[4:])],
+)
+def test_rows_of_arguments_are_judged_on_a_service(service, program, outcome, said):
+    """A cluster whose sandbox is a service could judge no function at all; or a program there would be its own judge."""
+    rows = [
+        {"args": [2, 3], "returns": 5},
+        {"args": [[1], [2]], "returns": [1, 2]},
+        {"args": [0.1, 0.2], "returns": 0.3, "rel_tol": 1e-9},
+    ]
+    entry = {"tests": rows, "entry_point": "f", "setup": "import math"}
+    judgement = verify_program(entry, program, sandbox=service, timeout_s=1 if "while" in program else 30)
+    assert judgement.outcome == outcome, judgement
+    assert said in judgement.reason
+
+
+def test_attacks_gain_nothing_by_a_package_that_is_shown(report, monkeypatch):
+    """Showing numpy would open a way to files, descriptors or memory that the table finds shut without it."""
+    monkeypatch.setenv("STILLHOUSE_SANDBOX_PACKAGES", "numpy")
+    monkeypatch.setattr(sandbox_attacks, "programs", lambda: [])
+    leaked = {outcome.name for outcome in sandbox_attacks.run_all("strict", report.route) if outcome.leaked}
+    assert leaked == {"find numpy", "find installed packages by their metadata", "see the caller's variables"}
 
 
 def test_a_service_that_fails_is_no_verdict(service):

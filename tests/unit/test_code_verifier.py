@@ -20,7 +20,9 @@ from stillhouse.pipeline.sandbox.crossing import CannotCross, decode, encode, ov
 from stillhouse.pipeline.sandbox.probe import probed
 from stillhouse.pipeline.sandbox.records import SandboxUnavailable
 from stillhouse.pipeline.sandbox.service import SandboxService
-from stillhouse.pipeline.verifiers.code import normalised, program_of, verify_code, verify_program
+from stillhouse.pipeline.verifiers.code import program_of, verify_code, verify_program
+from stillhouse.pipeline.verifiers.program_output import first_difference, normalised
+from stillhouse.pipeline.verifiers.rows import judge_row
 from tests.harness.attack_table import sections
 from tests.harness.scoring_cheats import cheats, judge
 
@@ -86,10 +88,14 @@ def test_only_white_space_at_the_ends_of_lines_is_forgiven(a, b, same):
     assert (normalised(a) == normalised(b)) is same
 
 
-@pytest.mark.parametrize("cheat", cheats(honest=True), ids=lambda cheat: cheat.name)
-def test_honest_programs_are_correct(sandbox, cheat):
+@pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
+def test_honest_programs_are_correct(sandbox, every):
     """Correct traces would be thrown away."""
-    assert judge(cheat, timeout_s=30).outcome == "correct"
+    rows = cheats(honest=True)[::every]
+    assert len(rows) >= 6
+    with ThreadPoolExecutor(2) as threads:
+        said = dict(zip([row.name for row in rows], threads.map(lambda row: judge(row, timeout_s=30), rows)))
+    assert {name: judgement for name, judgement in said.items() if judgement.outcome != "correct"} == {}
 
 
 # Cheats by which the tests cannot come to an end of their own.
@@ -97,7 +103,7 @@ UNDECIDED = {
     *("yes to every comparison", "issubset that says yes", "raise the tests' recursion", "a numpy that says yes"),
     *("an exception class that catches all", "a forged exception class", "a forged named tuple", "a metaclass that says yes"),
     *("a type named int", "a reply that calls back what is not there", "deep nesting on the wire"),
-    "an object where the tests catch everything",
+    *("an object where the tests catch everything", "a module that is missing on purpose", "an object of a package's"),
 }
 
 
@@ -110,6 +116,7 @@ def test_no_cheat_is_called_correct(sandbox, every):
         "patched json",
         "an iterator of everything",
         "stop and let the clock run",
+        "patched reading",
     )
     rows = [cheat for cheat in cheats() if cheat.name not in waits][::every]
     assert len(rows) >= 12
@@ -132,7 +139,7 @@ def test_no_cheat_is_called_correct(sandbox, every):
         (
             "import numpy\ndef f(n): return n * 2",
             "undecided",
-            "imports numpy, and the sandbox shows it the standard library only",
+            "imports numpy, and the sandbox shows the standard library only; .* STILLHOUSE_SANDBOX_PACKAGES=numpy shows it too",
         ),
         ("import nonsense\n" + "x" * (1 << 20), "undecided", "1048592 characters"),
         ("def f(n):\n    while True: pass", "undecided", "not ready after 1 s"),
@@ -159,12 +166,14 @@ def test_a_time_out_is_undecided_and_costs_its_deadline(sandbox):
         ("def helper(): return 1", "never call the program"),
         ("assert f(1) == undefined_thing", "nothing defines undefined_thing"),
         ("import numpy as np\nassert f(1) == 2", "No module named 'numpy'"),
+        ("import numpy as np\nassert f(1) == 2", "STILLHOUSE_SANDBOX_PACKAGES=numpy shows it too"),
+        ("open('t', 'w').write('1')\nassert f(open('t').read()) == 2", "files, which do not cross"),
         ("assert f(1) ==", "SyntaxError"),
         ("class Own:\n    pass\nassert f(Own()) == 2", "hand over a Own"),
         ("assert f.__name__ == 'f'", "__name__"),
         ("def check(candidate):\n    assert candidate(1) == 2\nassert g", "nothing defines g"),
         ("def test_it(fixture):\n    assert f(1) == 2", "only pytest could give"),
-        ("import sys\nassert f(1) == 2 and sys.stdout.getvalue() == ''", "does not cross"),
+        ("import sys\nassert f(1) == 2 and sys.stdout.getvalue() == ''", "do not cross"),
     ],
 )
 def test_tests_that_do_not_run_decide_nothing(sandbox, tests, reason):
@@ -187,6 +196,206 @@ def test_the_usual_data_sets_forms_are_understood(sandbox, form):
     """Whole data sets would come out wrong or undecided."""
     judgement = verify_program(form, form["program"], timeout_s=30)
     assert judgement.outcome == "correct", judgement
+
+
+def data_set_problems() -> list[tuple[str, str, dict[str, str], str]]:
+    """Name, what is expected, the row without its prediction, and the prediction, of each program of ``code_shapes.txt``."""
+    problems: dict[str, dict[str, list[str]]] = {}
+    for (name, part), body in sections(Path(__file__).with_name("code_shapes.txt")):
+        problems.setdefault(name, {}).setdefault(part, []).append(body.strip("\n"))
+    rows = []
+    for name, parts in problems.items():
+        row = {part: parts[part][0] for part in ("tests", "entry_point", "setup") if part in parts}
+        rows += [(name, "correct", row, parts["program"][0]), *((name, "wrong", row, wrong) for wrong in parts["wrong"])]
+    return rows
+
+
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])
+def test_problems_of_the_usual_data_sets_are_judged_as_the_page_converts_them(sandbox, every):
+    """Whoever follows the page's table would get right programs called wrong, or wrong ones learnt."""
+    rows = data_set_problems()[::every]
+    preds = [row | {"pred": f"<think>x</think>\n```python\n{program}\n```"} for _, _, row, program in rows]
+    with ThreadPoolExecutor(2) as threads:
+        said = list(threads.map(lambda row: judge_row("code", row, timeout_s=30), preds))
+    assert [
+        (name, expected, got) for (name, expected, _, _), got in zip(rows, said, strict=True) if got["verdict"] != expected
+    ] == []
+
+
+@pytest.fixture
+def numpy_shown(sandbox, monkeypatch):
+    monkeypatch.setenv("STILLHOUSE_SANDBOX_PACKAGES", "numpy")
+
+
+HUMANEVAL_PLUS = """
+import numpy as np
+
+def is_floats(x) -> bool:
+    if isinstance(x, float):
+        return True
+    if isinstance(x, (list, tuple)):
+        return all(isinstance(i, float) for i in x)
+    if isinstance(x, np.ndarray):
+        return x.dtype == np.float64 or x.dtype == np.float32
+    return False
+
+def assertion(out, exp, atol):
+    exact_match = out == exp
+    if atol == 0 and is_floats(exp):
+        atol = 1e-6
+    if not exact_match and atol != 0:
+        assert type(out) == type(exp)
+        if isinstance(exp, (list, tuple)):
+            assert len(out) == len(exp)
+        assert np.allclose(out, exp, rtol=1e-07, atol=atol)
+    else:
+        assert exact_match
+
+def check(candidate):
+    inputs = [[[1.0, 2.0]], [[3.0]], [[]]]
+    results = [[0.5, 1.0], [1.5], []]
+    for i, (inp, exp) in enumerate(zip(inputs, results)):
+        assertion(candidate(*inp), exp, 0)
+"""
+ACROSS = [
+    (HUMANEVAL_PLUS, "def f(xs): return [x / 2 + 1e-9 for x in xs]", "correct"),
+    (HUMANEVAL_PLUS, "def f(xs): return [x / 2 + 1e-3 for x in xs]", "wrong"),
+    (HUMANEVAL_PLUS, "def f(xs): raise StopIteration", "wrong"),
+    ("assert f([1, 2]) == 3", "import numpy as np\ndef f(x): return np.sum(x)", "correct"),
+    ("assert f([1, 2]) == 3", "import numpy as np\ndef f(x): return np.prod(x)", "wrong"),
+    ("assert f(4) is True or f(4) == True", "import numpy as np\ndef f(x): return np.bool_(x % 2 == 0)", "correct"),
+    (
+        "import numpy as np\na = np.arange(6).reshape(2, 3)\nassert np.array_equal(f(a), a.T)",
+        "def f(a): return a.T",
+        "correct",
+    ),
+    ("import numpy as np\na = np.arange(6).reshape(2, 3)\nassert np.array_equal(f(a), a.T)", "def f(a): return a", "wrong"),
+    ("import numpy as np\na = np.ones(3)\nf(a=a)\nassert a.tolist() == [2, 2, 2]", "def f(a): a *= 2", "correct"),
+    (
+        "import numpy as np\nnp.testing.assert_allclose(f(2), [[0, 1e-9]], atol=1e-6)\nassert f(2).dtype == np.float32",
+        "import numpy as np\ndef f(n): return np.zeros((1, n), dtype=np.float32)",
+        "correct",
+    ),
+    ("assert f(1) == [None]", "import numpy as np\ndef f(n): return np.array([None])", "undecided"),
+    (
+        "import numpy as np\nassert np.array_equal(f(1), [1, 2])",
+        "import numpy as np\nclass All(np.ndarray):\n    __array__ = __eq__ = lambda *a: True\n"
+        "def f(n): return np.zeros(2).view(All)",
+        "undecided",
+    ),
+    (
+        "import random\nrandom.seed(0)\nassert f() == 6",
+        "import random\ndef f(): return random.randint(10, 20)",
+        "undecided",
+    ),
+    ("assert f(1) == 2", "import pandas\ndef f(n): return 2", "undecided"),
+]
+
+
+@pytest.mark.parametrize(
+    ("tests", "program", "outcome"),
+    [*ACROSS[:6], *(pytest.param(*row, marks=pytest.mark.slow) for row in ACROSS[6:])],
+)
+def test_values_of_a_package_that_is_shown_cross(numpy_shown, tests, program, outcome):
+    """Programs that return numpy's numbers or arrays would be called wrong, although every other judge takes them."""
+    judgement = verify_program({"tests": tests, "entry_point": "f"}, program, timeout_s=30)
+    assert judgement.outcome == outcome, judgement
+
+
+def test_an_array_that_is_none_is_refused():
+    """A program could let the tests' process reserve memory without end, or read objects out of its bytes."""
+    import numpy
+
+    value = numpy.array([[1, 2]], dtype="int16")
+    assert decode(encode(value, refuse), refuse).tolist() == [[1, 2]]
+    for forged in (
+        ["A", "|O", [1], "00" * 8],
+        ["A", "<i8", [1 << 40], "00"],
+        ["A", "<i8", [-1, -1], "00"],
+        ["A", "V8", [1], "00" * 8],
+    ):
+        with pytest.raises(ValueError, match=r"array|shape|dimension"):
+            decode(forged, refuse)
+
+
+def test_a_package_that_is_not_shown_is_named_beside_those_that_are(numpy_shown):
+    """The user would be told to show one package and lose the others."""
+    reason = verify_program({"tests": [{"stdin": "", "stdout": ""}]}, "import scipy", timeout_s=30).reason
+    assert "shows the standard library and numpy" in reason
+    assert "STILLHOUSE_SANDBOX_PACKAGES=numpy,scipy shows it too" in reason
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        (
+            {"setup": "import math\nx = 1 / 0", "tests": "assert f(1) == 2"},
+            "ZeroDivisionError: division by zero at line 2 of the setup",
+        ),
+        ({"setup": "import (", "tests": "assert f(1) == 2"}, "SyntaxError"),
+        ({"setup": "x = 1 / 0", "tests": [{"stdin": "", "stdout": ""}]}, "the setup stops with ZeroDivisionError"),
+    ],
+)
+def test_a_setup_that_fails_decides_nothing(sandbox, entry, reason):
+    """A mistake in a data set's column would make all programs wrong."""
+    judgement = verify_program(entry, "def f(n): return 2 * n", timeout_s=30)
+    assert judgement.outcome == "undecided"
+    assert reason in judgement.reason
+
+
+def test_a_reason_cannot_steer_a_terminal_and_is_short(sandbox):
+    """`stillhouse filter --explain` would run the escape sequences of whatever a model wrote, or fill the store with them."""
+    noise = "\\x1b]0;owned\\x07\\u202e" + "x" * 100_000
+    for entry in ({"tests": "assert f(1) == 2"}, {"tests": [{"stdin": "", "stdout": ""}]}):
+        said = verify_program(entry, f"def f(n): raise ValueError('{noise}')\nif __name__ == '__main__': f(1)", timeout_s=30)
+        assert said.outcome == "wrong"
+        assert said.reason.isprintable()
+        assert "owned" in said.reason
+        assert len(said.reason) < 1_000
+
+
+@pytest.mark.parametrize(
+    ("got", "wanted", "rel_tol", "abs_tol", "line"),
+    [
+        (b"1.0000001", b"1", 0, 0, 0),
+        (b"1.0000001", b"1", 1e-6, 0, None),
+        (b"1e0 x", b"1.00 x", 0, 1e-9, None),
+        (b"a\n2", b"a\n3", 0.5, 0, None),
+        (b"a\n2", b"a\n3", 0.3, 0, 1),
+        (b"1\n2", b"1", 1, 1, 1),
+        (b"", b"0", 1, 1, 0),
+        (b"nan", b"0", 1, 9, 0),
+        (b"1e999", b"1e998", 1, 9, 0),
+        (b"1 000", b"1000", 1, 9999, 0),
+        (b"yes", b"no", 1, 9, 0),
+    ],
+)
+def test_a_tolerance_is_for_numbers_and_for_nothing_else(got, wanted, rel_tol, abs_tol, line):
+    """A right mean would fail for its last digit, or anything would pass where a tolerance is given."""
+    assert first_difference(normalised(got), normalised(wanted), rel_tol, abs_tol) == line
+
+
+@pytest.mark.parametrize(
+    ("tests", "said"),
+    [
+        ([{"args": "ab", "returns": 2}], '"args" is the list'),
+        ([{"args": {"n": 1}, "returns": 2}], '"args" is the list'),
+        ([{"args": [1], "returns": 2, "rel_tol": "1e-6"}], "are numbers from 0"),
+        ([{"stdin": "", "stdout": "1", "abs_tol": -1}], "are numbers from 0"),
+        ([{"stdin": "", "stdout_any": "1"}], '"stdout_any" is a list'),
+        ([{"stdin": "", "stdout_any": []}], '"stdout_any" is a list'),
+    ],
+)
+def test_a_row_that_cannot_be_meant_is_refused(sandbox, tests, said):
+    """A typing error would be read as another test, and programs judged by it."""
+    with pytest.raises(RecipeError, match=said):
+        verify_program({"tests": tests, "entry_point": "f"}, "def f(n): return 2")
+
+
+def test_rows_of_arguments_need_a_function_to_call():
+    """The user would see undecided rows and no word of the missing column."""
+    with pytest.raises(RecipeError, match='need an "entry_point"'):
+        verify_program({"tests": [{"args": [1], "returns": 2}]}, "f = int", sandbox="strict")
 
 
 def test_a_whole_completion_is_judged_by_its_last_block(sandbox):
@@ -224,7 +433,7 @@ def test_an_entry_of_another_form_is_the_recipes_mistake(entry):
 
 def test_asserts_are_not_sent_to_a_service():
     """Expected values would enter the process of the program."""
-    with pytest.raises(RecipeError, match="stdin/stdout"):
+    with pytest.raises(RecipeError, match="from start to end"):
         verify_program({"tests": "assert f(1) == 1"}, "f = int", sandbox=SandboxService("http://127.0.0.1:9"))
 
 

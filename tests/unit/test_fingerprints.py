@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from stillhouse.jobs.environment import worker_environment
 from stillhouse.jobs.progress import LineReporter
 from stillhouse.jobs.recipe import load_recipe
 from stillhouse.jobs.run_state import RunState
@@ -127,3 +128,29 @@ def test_a_problem_file_counts_by_its_content_and_not_by_its_folder(tmp_path):
         path.write_text(text)
         prints.append(fingerprints(tmp_path / "run", f"problems.train=[{{source: file, path: {path}}}]")["problems"])
     assert prints[0] == prints[1] != prints[2]
+
+
+def test_what_programs_may_import_decides_their_verdicts_and_reaches_the_workers(tmp_path, monkeypatch):
+    """Programs judged without numpy would stay undecided after their owner allowed it, here or on a cluster's nodes."""
+    (tmp_path / "code.jsonl").write_text('{"prompt": "Print 1.", "tests": [{"stdin": "", "stdout": "1"}]}')
+    code = f"problems.test=[{{source: file, path: {tmp_path / 'code.jsonl'}, kind: code}}]"
+    runs = [fingerprints(tmp_path, *change) for change in ([code], [])]
+    monkeypatch.setenv("STILLHOUSE_SANDBOX_PACKAGES", "numpy")
+    assert worker_environment()["STILLHOUSE_SANDBOX_PACKAGES"] == "numpy"
+    judged_again = {"problems", "filter", "evaluate-teacher", "evaluate-base", "evaluate-checkpoint"}
+    of_code = fingerprints(tmp_path, code)
+    assert judged_again <= {stage for stage, print_ in of_code.items() if print_ != runs[0][stage]}
+    assert fingerprints(tmp_path) == runs[1]
+
+
+def test_a_corrected_own_verifier_judges_everything_again(tmp_path, monkeypatch):
+    """The teacher's score would be by the old rules, the students' by the new ones."""
+    (tmp_path / "one.jsonl").write_text('{"prompt": "Say so.", "answer": "so"}')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = f"problems.test=[{{source: file, path: {tmp_path / 'one.jsonl'}, kind: 'python:own_rules_of_tests:same'}}]"
+    prints = []
+    for rule in ("answer == gold", "answer.lower() == gold.lower()"):
+        (tmp_path / "own_rules_of_tests.py").write_text(f"def same(answer, gold, entry):\n    return {rule}\n")
+        prints.append(fingerprints(tmp_path, own))
+    for stage in ("problems", "filter", "evaluate-teacher", "evaluate-checkpoint"):
+        assert prints[0][stage] != prints[1][stage]
