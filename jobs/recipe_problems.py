@@ -39,7 +39,7 @@ class FileSource(Section):
     """Column with a problem's topic, which the selection shares out over; null takes `topic` where a row has it as text."""
     kind: VerifierKind = "math"
     """Which verifier judges an answer: math, choice, exact, number, json, regex, code, or python:package.module:function. Rows
-    bring along what it needs: number rel_tol, abs_tol and unit, json schema, regex pattern, code tests and entry_point."""
+    bring along what it needs: number rel_tol, abs_tol, unit; json schema; regex pattern; code tests, entry_point, setup."""
     limit: PositiveInt | None = None
     """At most this many rows, from the start; null takes all."""
 
@@ -66,7 +66,7 @@ class DatasetSource(Section):
     """Column with a problem's topic, which the selection shares out over; null takes `topic` where a row has it as text."""
     kind: VerifierKind = "math"
     """Which verifier judges an answer: math, choice, exact, number, json, regex, code, or python:package.module:function. Rows
-    bring along what it needs: number rel_tol, abs_tol and unit, json schema, regex pattern, code tests and entry_point."""
+    bring along what it needs: number rel_tol, abs_tol, unit; json schema; regex pattern; code tests, entry_point, setup."""
     limit: PositiveInt | None = None
     """At most this many rows, from the start; null takes all."""
 

@@ -19,14 +19,14 @@ from stillhouse.pipeline.errors import RecipeError
 from stillhouse.pipeline.exact_numbers import exact_number, unwrapped
 from stillhouse.pipeline.extraction import boxed_answer
 from stillhouse.pipeline.records import Problem
-from stillhouse.pipeline.verifiers.choice import letter_of, verify_choice, verify_exact
+from stillhouse.pipeline.verifiers.choice import letter_of, option_of, verify_choice, verify_exact
 from stillhouse.pipeline.verifiers.judgement import Judgement
 from stillhouse.pipeline.verifiers.math_answer import gold_words, verify_math
 from stillhouse.pipeline.verifiers.quantity import verify_number
 from stillhouse.pipeline.verifiers.reasoning_gym import verify_reasoning_gym
 from stillhouse.pipeline.verifiers.structured import PYTHON_PREFIX, verify_by_function, verify_json, verify_regex
 
-VERIFIER_VERSION = 3
+VERIFIER_VERSION = 4
 """Raised whenever a verdict could change; part of every Verdict and of the filter stage's fingerprint."""
 
 KINDS = ("reasoning_gym", "math", "choice", "exact", "number", "json", "regex", "code")
@@ -46,6 +46,11 @@ NO_GOLD_NEEDED = frozenset({"json", "regex", "code", "reasoning_gym"})
 
 DEADLINE_S = 5.0
 MAX_ANSWER_CHARS = 4_000
+_KINDS_OF_SHORT_ANSWERS = ("math", "number", "choice", "reasoning_gym")
+"""What is longer than the limit is not read by them; the others take linear time, or run behind a deadline."""
+_BRACE = re.compile(r"[{}]")
+_ANY_ANSWER = {"json": "{}", "regex": "x"}
+"""What tells whether a schema or a pattern without a gold can judge anything."""
 _DECIMAL = re.compile(r"-?\d+(\.\d+(e[-+]\d+)?|e[-+]\d+)")
 
 
@@ -53,8 +58,8 @@ _DECIMAL = re.compile(r"-?\d+(\.\d+(e[-+]\d+)?|e[-+]\d+)")
 class SelfCheck:
     """How a verifier did on the user's own problems: each gold must be accepted, each altered one must not.
 
-    ``num_golds`` is below ``num_problems`` where a problem has none (a schema, a pattern or tests judge it); ``unsound`` are
-    the ids of the problems whose gold was not accepted.
+    ``num_golds`` is below ``num_problems`` where a problem has none (a schema, a pattern or tests judge it); a schema or
+    pattern that can judge nothing counts as a gold that is not accepted. ``unsound`` are the ids of such problems.
     """
 
     num_problems: int
@@ -114,7 +119,7 @@ def judge(
     """Judge one extracted answer by its parts; ``stored_entry`` is a reasoning-gym problem's entry as it is stored."""
     if answer is None or not answer.strip():
         return Judgement("wrong", "no answer")
-    if len(answer) > MAX_ANSWER_CHARS + len(gold) and kind not in ("json", "code"):
+    if len(answer) > MAX_ANSWER_CHARS + len(gold) and kind in _KINDS_OF_SHORT_ANSWERS:
         return Judgement("undecided", f"the answer has {len(answer)} characters; not checked")
     if kind == "reasoning_gym":
         return verify_reasoning_gym(stored_entry, answer, timeout_s)
@@ -170,12 +175,12 @@ def mutated_golds(problem: Problem) -> list[str]:
     gold = problem.answer
     if problem.kind == "number":
         return [f"1{gold}" if gold[:1].isdigit() else f"3 {gold}", "no number"]
-    if problem.kind == "json" and not gold:
-        return ["{", "no JSON"]
+    if problem.kind == "json" and (not gold or not _entry(problem.entry, problem.source).get("equal", True)):
+        return ["{", "no JSON"]  # what else does not fit the schema is not known
     if problem.kind == "json":
         return [json.dumps({"no such key": gold}), "{", "no JSON"]
     if problem.kind == "regex":
-        return [f"{gold}\x07", "\x07"]
+        return ["Zz, 0!\n\x07"]  # a little of everything that a pattern may exclude
     if problem.kind == "code":
         return ["pass", f"raise SystemExit(0)\n{gold}"]
     if problem.kind == "reasoning_gym" and _DECIMAL.fullmatch(gold):  # scorers allow for rounding: one more may not be enough
@@ -183,7 +188,7 @@ def mutated_golds(problem: Problem) -> list[str]:
     number = exact_number(gold) if problem.kind != "choice" else None
     if number is not None:
         return [str(number + 1), str(number - 1)]
-    if problem.kind == "choice" and (letter := letter_of(gold)):
+    if problem.kind == "choice" and (letter := letter_of(gold) or (option_of(gold) or ("",))[0]):
         return [chr((ord(letter) - ord("A") + 1) % 26 + ord("A"))]
     if problem.kind == "math" and gold_words(gold) is None:
         return [f"({unwrapped(gold)}) + 1", "\\text{no such answer}"]
@@ -191,8 +196,16 @@ def mutated_golds(problem: Problem) -> list[str]:
 
 
 def gold_as_answer(problem: Problem) -> str | None:
-    """The gold as it would be extracted from a completion: from a box, or as it is for code, whose braces need not balance."""
-    return problem.answer if problem.kind == "code" else boxed_answer(f"\\boxed{{{problem.answer}}}")
+    """The gold as it would be extracted from a completion: from a box, or as it is for code and JSON, whose braces need not
+    balance. In a text they are escaped, as a model has to.
+    """
+    gold = problem.answer
+    if problem.kind in ("code", "json"):
+        return gold
+    boxed = boxed_answer(f"\\boxed{{{gold}}}")
+    if problem.kind == "exact" and boxed != gold.strip():
+        boxed = boxed_answer(f"\\boxed{{{_BRACE.sub(lambda brace: chr(92) + brace[0], gold)}}}")
+    return boxed
 
 
 def self_check(problems: Sequence[Problem], *, max_mutated: int | None = None) -> SelfCheck:
@@ -217,6 +230,10 @@ def self_check(problems: Sequence[Problem], *, max_mutated: int | None = None) -
             else:
                 unsound.add(problem.id)
                 failures.append(f"{name}: its own answer {problem.answer[:80]!r} is {judgement.outcome} ({judgement.reason})")
+        elif problem.kind in _ANY_ANSWER and (said := verify(problem, _ANY_ANSWER[problem.kind])).outcome == "undecided":
+            num_golds += 1
+            unsound.add(problem.id)
+            failures.append(f"{name}: it can judge no answer ({said.reason})")
         if place % step:
             continue
         for mutated in mutated_golds(problem):

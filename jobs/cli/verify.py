@@ -17,6 +17,7 @@ from stillhouse.pipeline.sandbox.choice import VARIABLE, chosen_sandbox
 
 _READ_BYTES = 1 << 20
 _CHUNK_LINES = 16
+_FAILURES_SHOWN = 3
 
 
 class Extract(StrEnum):
@@ -59,15 +60,17 @@ def verify(
 
     JSONL on stdin, one verdict a row on stdout, in order and as soon as it is known; blank lines are passed over. A row has
     "gold" and "pred" (a whole completion or a bare answer), and what its kind needs besides: number "rel_tol", "abs_tol",
-    "unit"; json "schema"; regex "pattern"; code "tests" and "entry_point". A verdict is correct, wrong or undecided, with a
-    reason; a row's "id" is repeated beside it. A row that cannot be read is undecided, says its line, and makes the exit
-    code 2.
+    "unit"; json "schema"; regex "pattern"; code "tests", "entry_point", "setup"; reasoning_gym "entry", an item as it makes
+    them. A verdict is correct, wrong or undecided, with a reason; a row's "id" is repeated beside it. A row that cannot be
+    read is undecided, says its line, and makes the exit code 2.
     """
     if sandbox is not None:
         os.environ[VARIABLE] = sandbox  # the stages of a run go by the variable as well
         chosen_sandbox()
     if self_test is not None:
         return _self_test(self_test, overrides, as_json)
+    if overrides:
+        raise RecipeError("--set overrides a recipe's key, and goes with --self-test RECIPE alone")
     from stillhouse.pipeline.verification import require_known_kind
     from stillhouse.pipeline.verifiers.in_order import in_order
     from stillhouse.pipeline.verifiers.rows import judge_row
@@ -145,6 +148,8 @@ def _self_test(recipe: str, overrides: list[str] | None, as_json: bool) -> int:
         width = max(map(len, found))
         for name, check in found.items():
             say(f"{name:{width}}  {check.line()}")
-            for failure in check.failures[:3]:
+            for failure in check.failures[:_FAILURES_SHOWN]:
                 say(f"{'':{width}}  {failure}")
+            if (num_more := len(check.failures) - _FAILURES_SHOWN) > 0:
+                say(f"{'':{width}}  and {num_more:,} more; --json has them all")
     return int(ExitCode.PASS if all(check.sound for check in found.values()) else ExitCode.GATE_FAILED)

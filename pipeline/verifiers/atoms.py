@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from stillhouse.pipeline.verifiers.latex import Refused, Unreadable
+from stillhouse.pipeline.verifiers.real_sets import unknowns
 from stillhouse.pipeline.verifiers.tree import Tree
 
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 MAX_DIGITS = 4_000
 _REPEATS = re.compile(r"(?:(\d)\1\1+|(\d{2,12}?)\2+)$")
 _LOOK_BACK = 60
+_CONDITIONS = frozenset(
+    ["or", "nor", "not", "than", "if", "unless", "except", "without", "minus", "plus", "least", "most"],
+)
 _CLOSING = {"(": ")]", "[": "])", "\\{": ("\\}",), "\\langle": ("\\rangle",)}
 
 
@@ -35,7 +39,29 @@ def unit(reader: Reader) -> str:
         elif reader.value == "*" and reader.tokens[reader.at + 1].kind == "text":
             reader.take()
         else:
-            return " ".join(parts)
+            return named_unit(" ".join(parts))
+
+
+def named_unit(words: str) -> str:
+    """The words behind a number, as they are.
+
+    Raises:
+        Refused: they say that it is not the number: 10 or more, at least, 3 less than.
+    """
+    if _CONDITIONS & set(words.casefold().split()):
+        raise Refused(f"a number and a condition: {words[:40]!r}")
+    return words
+
+
+def modulo(reader: Reader, left: Tree) -> Tree:
+    r"""``10 \bmod 7`` is 3; ``10 \pmod 7`` all that leave 3."""
+    how = reader.take().value
+    modulus = reader.signed_factor() if how != "\\pmod" else reader.argument()
+    if how != "\\pmod":
+        return ("fn", "mod", left, modulus)
+    if left[0] == modulus[0] == "num" and modulus[1] > 0:
+        left = ("num", left[1] % modulus[1])
+    return ("opaque", how, left, modulus)
 
 
 def subscript(reader: Reader, base: Tree) -> Tree:
@@ -44,18 +70,20 @@ def subscript(reader: Reader, base: Tree) -> Tree:
         digits = reader.tokens[reader.at - 2].value
         braced = reader.skip("{")
         if reader.kind != "number":
-            raise Unreadable("a number base that is no number")
+            raise Refused("a number base that is no number")
         radix = reader.take().value
         if braced:
             reader.need("}")
         if not digits.isdigit() or not radix.isdigit() or not 2 <= int(radix[:3]) <= 36 or len(digits) > MAX_DIGITS:
-            raise Unreadable("not a number in a base")
+            raise Refused("not a number in a base")
         try:
             return ("num", Fraction(int(digits, int(radix))))
         except ValueError as error:
-            raise Unreadable(f"{digits} is no number in base {radix}") from error
+            raise Refused(f"{digits} is no number in base {radix}") from error
     start = reader.at
+    outer, reader.in_index = reader.in_index, True
     index = reader.argument()
+    reader.in_index = outer
     name = "".join(token.value for token in reader.tokens[start : reader.at]).strip("{}")
     if base[0] == "sym" and name.isalnum():
         return ("sym", f"{base[1]}_{name}")
@@ -109,7 +137,7 @@ def _set_builder(reader: Reader) -> Tree | None:
     start = reader.at
     if reader.kind != "letter":
         return None
-    reader.take()
+    letter = reader.take().value
     if reader.skip("\\in") and not (reader.skip("\\mathbb") and reader.argument() == ("sym", "R")):
         reader.at = start
         return None
@@ -120,6 +148,8 @@ def _set_builder(reader: Reader) -> Tree | None:
     condition = reader.sequence()
     reader.num_bars = inner_bars
     reader.need("\\}")
+    if condition[0] in ("rel", "both", "either") and unknowns(condition) not in ({letter}, {f"\\{letter}"}):
+        raise Unreadable(f"a set of {letter} and a condition on something else")
     return ("union", condition)
 
 

@@ -6,15 +6,17 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from stillhouse.pipeline.verifiers.latex import Unreadable
-from stillhouse.pipeline.verifiers.tree import BIG_OPERATORS, ENDS, Tree, negated
+from stillhouse.pipeline.verifiers.tree import BIG_OPERATORS, ENDS, Tree, negated, replaced
 
 if TYPE_CHECKING:
     from stillhouse.pipeline.verifiers.expressions import Reader
 
 _FUNCTIONS = {
     "\\sin", "\\cos", "\\tan", "\\cot", "\\sec", "\\csc", "\\arcsin", "\\arccos", "\\arctan", "\\sinh", "\\cosh", "\\tanh",
-    "\\log", "\\ln", "\\lg", "\\exp", "\\abs", "\\gcd", "\\lcm", "\\max", "\\min", "\\sqrt", "\\cbrt",
+    "\\log", "\\ln", "\\lg", "\\exp", "\\abs", "\\gcd", "\\lcm", "\\max", "\\min", "\\sqrt", "\\cbrt", "\\floor",
+    "\\ceil",
 }  # fmt: skip
+_I: Tree = ("const", "i")
 _OF_MANY = {"gcd", "lcm", "max", "min"}
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
 _DECORATIONS = {
@@ -48,7 +50,10 @@ def environment(reader: Reader, opening: str) -> Tree:
     reader.take()
     rows = [row for row in rows if row]
     if name == "cases":
-        return ("opaque", "cases", *(cell for row in rows for cell in row))
+        cells = [part for row in rows for cell in row for part in (cell[1:] if cell[0] == "list" else (cell,))]
+        if all(len(row) == 1 and row[0][0] == "rel" and row[0][1] == ("=",) for row in rows):  # x = 1, y = 2
+            return ("list", *cells)
+        return ("opaque", "cases", *cells)
     if not rows or len({len(row) for row in rows}) != 1:
         raise Unreadable("a matrix with rows of different length")
     matrix = ("mat", *(tuple(row) for row in rows))
@@ -106,7 +111,10 @@ def _big_operator(reader: Reader, name: str) -> Tree:
         else:
             bounds[which] = reader.atom()
     empty = ("sym", "")
-    return ("opaque", name, bounds.get("_", empty), bounds.get("^", empty), reader.product())
+    lower, upper, summand = bounds.get("_", empty), bounds.get("^", empty), reader.product()
+    if lower[0] == "rel" and lower[2][0] == _I:  # i counts here
+        lower, upper, summand = (replaced(tree, _I, ("sym", "i")) for tree in (lower, upper, summand))
+    return ("opaque", name, lower, upper, summand)
 
 
 def _function(reader: Reader, name: str) -> Tree:

@@ -8,13 +8,13 @@ from typing import Any
 
 from stillhouse.pipeline.verifiers.exact_values import (
     BUDGET,
-    NUM_POINTS,
     Irrational,
     Undecidable,
     Unknown,
     exactly,
     hashed,
     is_constant,
+    is_negative,
     parts_of,
 )
 from stillhouse.pipeline.verifiers.tree import Tree
@@ -36,9 +36,12 @@ def in_digits(digits: int) -> tuple[Any, Callable[[Tree, int], Any]]:
 
     def value(tree: Tree, point: int) -> Any:
         try:
-            return _decimal(tree, point, context)
+            number = _decimal(tree, point, context)
         except (ValueError, ZeroDivisionError, OverflowError, TypeError, context.NoConvergence) as error:
             raise Undecidable(str(error)) from error
+        if not context.isfinite(number):  # the logarithm of zero
+            raise Undecidable("not a finite value")
+        return number
 
     return context, value
 
@@ -52,10 +55,10 @@ def _decimal(tree: Tree, point: int, mp: Any) -> Any:
         return top / bottom
     if kind == "sym":
         size = mp.mpf(hashed(tree[1], point) % 1_999_993 + 7) / 1_000_003  # within (0, 2): sines stay sharp, powers small
-        return -size if point >= NUM_POINTS else size
+        return -size if is_negative(point) else size
     if kind == "const":
         if tree[1] == "inf":
-            raise Unknown("infinity has no value")
+            raise Undecidable("infinity has no value")
         return {"pi": mp.pi, "e": mp.e, "i": mp.j}[tree[1]] * 1
     if kind == "add":
         return _decimal_sum([_decimal(part, point, mp) for part in tree[1:]], mp)
@@ -82,13 +85,15 @@ def _decimal(tree: Tree, point: int, mp: Any) -> Any:
         return _decimal(tree[1], point, mp) * mp.pi / 180
     if kind in ("rel", "list", "tuple"):
         values = tuple(mp.nstr(_decimal(part, point, mp), 20) for part in parts_of(tree))
-        return mp.mpf(hashed(kind, *values) + 2) / (1 << 39)
+        return mp.mpf(hashed((kind, tree[1]) if kind == "rel" else kind, *values) + 2) / (1 << 39)
     if kind == "opaque":
         values = (mp.nstr(_decimal(part, point, mp), 20) if isinstance(part, tuple) else part for part in tree[2:])
         return mp.mpf(hashed(tree[1], *values) + 2) / (1 << 39)
+    if kind == "fn" and tree[1] in ("floor", "ceil") and not is_constant(tree):  # of what is no fraction: by the argument
+        return mp.mpf(hashed(tree[1], mp.nstr(_decimal(tree[2], point, mp), 20)) + 2) / (1 << 39)
     if kind == "fn":
         return _decimal_function(tree[1], [_decimal(part, point, mp) for part in tree[2:]], mp)
-    raise Unknown(f"{kind} has no value")
+    raise (Undecidable if kind in ("text", "qty", "set") else Unknown)(f"{kind} has no value")
 
 
 def _decimal_sum(terms: list[Any], mp: Any) -> Any:
@@ -128,6 +133,8 @@ def _decimal_function(name: str, values: list[Any], mp: Any) -> Any:
     if abs(first) > 1 << 20:
         raise Undecidable("too large an argument")
     if name == "ln":
+        if not first:
+            raise Undecidable("the logarithm of zero")
         return mp.ln(first)
     if name == "factorial":
         return mp.gamma(first + 1)

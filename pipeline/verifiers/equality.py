@@ -5,7 +5,8 @@ What is taken for equal, and what is not:
 - a name before the value does not count (``x = 5`` and ``5``), another name does (``x = 5`` is not ``y = 5``);
 - equations are equal up to a constant factor, inequalities up to a positive one; a gold that is an inequality takes the
   interval, a gold that is an interval wants an interval back;
-- sets and bare lists have no order, tuples do, and so do values given to different names (``AB=4, CD=5``);
+- sets and bare lists have no order, and what a gold lists twice must be there twice; tuples have one, and so have values given
+  to different names (``AB=4, CD=5``), which may change places with their names and never are values of one (``x = 4 or 5``);
 - ``(a, b)`` is a pair, an open interval or a vector of one row or column; every other bracket must match;
 - units are converted; a unit on one side alone does not count; per cent likewise (10% is 10, and 0.1;
   but for a gold below 1, as 0.25, 25% alone);
@@ -21,14 +22,24 @@ from stillhouse.pipeline.verifiers.evaluate import constant_ratio, decimal_value
 from stillhouse.pipeline.verifiers.exact_values import Undecidable, is_constant
 from stillhouse.pipeline.verifiers.latex import plain_words
 from stillhouse.pipeline.verifiers.matrices import is_matrix, same_matrix
-from stillhouse.pipeline.verifiers.real_sets import REALS, as_real_set, same_real_set
+from stillhouse.pipeline.verifiers.named_values import (
+    SEQUENCES,
+    grouped,
+    head,
+    items_of,
+    named,
+    names_and_values,
+    same_assignment,
+    stem,
+)
+from stillhouse.pipeline.verifiers.real_sets import REALS, as_real_set, same_real_set, unknowns
 from stillhouse.pipeline.verifiers.same_number import same_number, same_quantity
-from stillhouse.pipeline.verifiers.tree import Tree
+from stillhouse.pipeline.verifiers.tree import TEXT_NAME, Tree, symbols
 
 _MAX_ITEMS = 64
+_UNKNOWNS = frozenset("abcdmnpqrstuvwxyz")
 _ROUGHLY = 0.05
 _ORDERS = ("<", ">", "<=", ">=", "!=")
-_SEQUENCES = ("list", "set", "tuple")
 
 
 def same_answer(gold: Tree, answer: Tree) -> bool:
@@ -37,23 +48,27 @@ def same_answer(gold: Tree, answer: Tree) -> bool:
     Raises:
         Undecidable: this module cannot tell.
     """
-    gold, answer = (_unnamed_group(_without_rounding(tree)) for tree in (gold, answer))
+    gold, answer = (grouped(_without_rounding(tree)) for tree in (gold, answer))
     if {gold[0], answer[0]} & {"either", "both"}:
         return _same_conditions(gold, answer)
     if REALS in (gold, answer):
         return _same_set(gold, answer[2][1] if answer[0] == "rel" and answer[1] == ("in",) else answer)
+    if (by_name := same_assignment(gold, answer, same_answer)) is not None:
+        return by_name
     if gold[0] == "rel" or answer[0] == "rel":
         # "1 < 1" has no unknown to compare by; it is still the same as itself.
         return gold == answer or _same_relation(gold, answer)
     if "text" in (gold[0], answer[0]):
         return gold[0] == answer[0] and plain_words(gold[1]).strip("()") == plain_words(answer[1]).strip("()")
+    if "date" in (gold[0], answer[0]):
+        return gold == answer
     if "time" in (gold[0], answer[0]):
         return gold[0] == answer[0] and _same_time(gold, answer)
     if is_matrix(gold) or is_matrix(answer):
         return same_matrix(gold, answer, same_answer)
-    if gold[0] in _SEQUENCES or answer[0] in _SEQUENCES:
+    if gold[0] in SEQUENCES or answer[0] in SEQUENCES:
         return _same_sequence(gold, answer)
-    if {gold[0], answer[0]} & {"interval", "union"}:
+    if {gold[0], answer[0]} & {"interval", "union"} or gold[:2] == answer[:2] == ("opaque", "\\setminus"):
         return _same_set(gold, answer)
     if "ratio" in (gold[0], answer[0]):
         return _same_ratio(gold, answer)
@@ -76,47 +91,24 @@ def _without_rounding(tree: Tree) -> Tree:
 # ---- names and relations
 
 
-def _named(tree: Tree) -> tuple[str, Tree] | None:
-    """Split ``name = value`` or ``name in set``; None for an equation that only holds, as 7 = 11a + c.
-
-    Of a chain ``x = 2 + 3 = 5`` the last member is the value, if those before it are no other numbers.
-    """
-    if tree[0] != "rel" or set(tree[1]) - {"=", "in"}:
-        return None
-    operators, sides, names = tree[1:]
-    last = sides[-1]
-    if operators[-1] == "in":
-        return names[-2] or "", last
-    if len(sides) == 2 and names[0] is None and names[1] is not None and is_constant(sides[0]):
-        return names[1], sides[0]  # 5 = x
-    if is_constant(last) and any(is_constant(side) and not same_value(side, last) for side in sides[:-1]):
-        return None
-    if names[0] is not None:
-        return names[0], last
-    if len(sides) == 2:
-        return ("", last) if is_constant(sides[0]) and is_constant(last) else None
-    return ("", last) if is_constant(last) else None
-
-
-def _head(name: str) -> str:
-    """``W`` of ``W(n)``: the letter in the bracket is bound."""
-    return name.partition("(")[0] if not name.startswith("(") else name
-
-
-def _stem(name: str) -> str:
-    return _head(name).partition("_")[0]
-
-
 def _same_relation(gold: Tree, answer: Tree) -> bool:
-    gold_named, answer_named = _named(gold), _named(answer)
+    gold_named, answer_named = named(gold), named(answer)
     if gold_named and answer_named:
-        if _head(gold_named[0]) == _head(answer_named[0]) or not gold_named[0] or not answer_named[0]:
+        if gold_named[0] != answer_named[0] and _argument(gold_named[0]) in symbols(gold_named[1]):
+            return False  # f(n) = n + 1 and f(x) = n + 1
+        if head(gold_named[0]) == head(answer_named[0]) or not gold_named[0] or not answer_named[0]:
+            return same_answer(gold_named[1], answer_named[1])
+        if gold_named[0].startswith(TEXT_NAME) != answer_named[0].startswith(TEXT_NAME):
             return same_answer(gold_named[1], answer_named[1])
         if gold_named[0].startswith("(") != answer_named[0].startswith("("):
             return False
         return _same_equation(gold, answer)
     if gold[0] != "rel" and answer_named:
         return same_answer(gold, answer_named[1])
+    if gold[0] == "union" and len(gold) == 2 and gold[1][0] == "rel":  # {x | x > 1} and x > 1
+        return _same_relation(gold[1], answer)
+    if gold[0] != "rel" and answer[1] == ("=",) and _is_measured(answer[2][0]) and is_constant(gold):
+        return same_answer(gold, answer[2][1])
     if answer[0] != "rel" and gold_named:
         return same_answer(gold_named[1], answer)
     if gold[0] == answer[0] == "rel":
@@ -125,7 +117,7 @@ def _same_relation(gold: Tree, answer: Tree) -> bool:
             return _same_equation(gold, answer)
         if not gold_equation and not answer_equation and "in" not in gold[1]:
             if answer_named:  # the gold is an inequality, the answer says x in [..]
-                return answer_named[0] in _names(gold) and _same_set(gold, answer_named[1])
+                return answer_named[0] in unknowns(gold) and _same_set(gold, answer_named[1])
             return _same_inequality(gold, answer)
         return False
     if gold[0] == "rel" and set(gold[1]) & set(_ORDERS):
@@ -133,10 +125,24 @@ def _same_relation(gold: Tree, answer: Tree) -> bool:
     return False  # an equation is not its one side; a gold that is a set wants a set, not an inequality
 
 
+def _argument(name: str) -> str:
+    return name.partition("(")[2].removesuffix(")") if not name.startswith("(") else ""
+
+
+def _is_measured(tree: Tree) -> bool:
+    r"""Whether a side names what a problem asks for: ``a + b``, ``xy``, ``\cos A``; no ``2x``, which is to be solved."""
+    if tree[0] == "fn":
+        return tree[1] in ("sin", "cos", "tan") and tree[2][0] == "sym"
+    if tree[0] == "mul":  # "So x = 5" is no product
+        return len(tree) == 3 and all(part[0] == "sym" and part[1] in _UNKNOWNS for part in tree[1:])
+    letters = [part[1] if part[0] == "neg" else part for part in tree[1:]] if tree[0] == "add" else []
+    return all(letter[0] == "sym" for letter in letters) and len(set(letters)) == len(letters) > 1
+
+
 def _same_conditions(gold: Tree, answer: Tree) -> bool:
     """Inequalities with "and" or "or" between them: the set that they leave, else one by one."""
     if answer[0] == "rel" and answer[1] == ("in",):  # x in (-inf, 1) or the like
-        return _names(answer) == _names(gold) and _same_conditions(gold, answer[2][1])
+        return unknowns(answer) == unknowns(gold) and _same_conditions(gold, answer[2][1])
     conditions = ("rel", "either", "both")
     if gold[0] in (*conditions, "list") and (gold[0] in conditions or answer[0] != "list"):
         gold_set, answer_set = as_real_set(gold), as_real_set(answer)
@@ -148,14 +154,9 @@ def _same_conditions(gold: Tree, answer: Tree) -> bool:
     return _same_unordered(gold[1:], answer[1:])
 
 
-def _names(tree: Tree) -> set[str]:
-    parts = tree[1:] if tree[0] in ("either", "both") else (tree,)
-    return {name.strip("|") for part in parts if part[0] == "rel" for name in part[3] if name is not None}
-
-
 def _one_unknown(*trees: Tree) -> bool:
     """Whether inequalities are about the same name; sets have none."""
-    return len(set().union(*map(_names, trees))) <= 1
+    return len(set().union(*map(unknowns, trees))) <= 1
 
 
 def _difference(tree: Tree) -> Tree:
@@ -166,7 +167,7 @@ def _same_equation(gold: Tree, answer: Tree) -> bool:
     if len(gold[2]) != 2 or len(answer[2]) != 2:
         return len(gold[2]) == len(answer[2]) and all(same_answer(g, a) for g, a in zip(gold[2], answer[2]))
     sides = [side for tree in (gold, answer) for side in tree[2]]
-    if any(side[0] in (*_SEQUENCES, "interval", "union", "ratio", "text", "mat") for side in sides):
+    if any(side[0] in (*SEQUENCES, "interval", "union", "ratio", "text", "mat") for side in sides):
         return all(same_answer(g, a) for g, a in zip(gold[2], answer[2]))
     return constant_ratio(_difference(gold), _difference(answer)) is not None
 
@@ -182,14 +183,18 @@ def _rising(tree: Tree) -> tuple[tuple[str, ...], tuple[Tree, ...]]:
 def _same_inequality(gold: Tree, answer: Tree) -> bool:
     gold_operators, gold_sides = _rising(gold)
     operators, sides = _rising(answer)
-    if gold_operators != operators:
-        gold_set, answer_set = as_real_set(gold), as_real_set(answer)  # |x| < 1 and -1 < x < 1
-        bare = [[name.strip("|") for name in tree[3] if name is not None] for tree in (gold, answer)]
-        return bool(gold_set and answer_set) and bare[0] == bare[1] and same_real_set(gold_set, answer_set, same_answer)
-    if len(sides) == 2:
-        sign = constant_ratio(("add", gold_sides[0], ("neg", gold_sides[1])), ("add", sides[0], ("neg", sides[1])))
+    if gold_operators == operators and _same_sides(gold_sides, sides, operators):
+        return True
+    gold_set, answer_set = as_real_set(gold), as_real_set(answer)  # |x| < 1 and -1 < x < 1
+    about_one = unknowns(gold) == unknowns(answer)
+    return bool(gold_set and answer_set) and about_one and same_real_set(gold_set, answer_set, same_answer)
+
+
+def _same_sides(gold: Sequence[Tree], answer: Sequence[Tree], operators: Sequence[str]) -> bool:
+    if len(gold) == 2:
+        sign = constant_ratio(("add", gold[0], ("neg", gold[1])), ("add", answer[0], ("neg", answer[1])))
         return sign == 1 or (sign == -1 and operators == ("!=",))
-    return all(same_answer(g, a) for g, a in zip(gold_sides, sides))
+    return all(same_answer(g, a) for g, a in zip(gold, answer))
 
 
 def _same_set(gold: Tree, answer: Tree) -> bool:
@@ -206,29 +211,6 @@ def _same_set(gold: Tree, answer: Tree) -> bool:
 # ---- sequences
 
 
-def _unnamed_group(tree: Tree) -> Tree:
-    """``p=5, q=2, p=7, q=2`` names its pairs in turn: make it a list of pairs."""
-    if tree[0] != "list":
-        return tree
-    named = [_named(item) for item in tree[1:]]
-    names = [pair[0] for pair in named if pair]
-    if len(names) != len(tree) - 1:
-        return tree
-    period = len(set(names))
-    if 1 < period < len(names) and len(names) % period == 0 and names == names[:period] * (len(names) // period):
-        return ("list", *(("tuple", *tree[at : at + period]) for at in range(1, len(tree), period)))
-    return tree
-
-
-def _items(tree: Tree) -> Sequence[Tree]:
-    return tree[1:] if tree[0] in _SEQUENCES else (tree,)
-
-
-def _values(tree: Tree) -> tuple[list[str | None], list[Tree]]:
-    named = [(_named(item), item) for item in _items(tree)]
-    return [pair[0] if pair else None for pair, _ in named], [pair[1] if pair else item for pair, item in named]
-
-
 def _same_sequence(gold: Tree, answer: Tree) -> bool:
     if {gold[0], answer[0]} & {"interval", "union"}:
         other = answer if gold[0] in ("interval", "union") else gold
@@ -238,21 +220,35 @@ def _same_sequence(gold: Tree, answer: Tree) -> bool:
             raise Undecidable("two inequalities, and no word whether both or one of them")
         return other[0] != "list" and _same_set(gold, answer)
     if {gold[0], answer[0]} == {"tuple", "set"}:
+        pair = [items_of(tree)[0] if tree[0] == "set" and len(tree) == 2 else tree for tree in (gold, answer)]
+        return pair[0][0] == pair[1][0] == "tuple" and same_answer(*pair)  # {(1, 2)}: the one solution
+    grouped_alone = any(a[0] in ("tuple", "set") and b[0] not in SEQUENCES for a, b in ((gold, answer), (answer, gold)))
+    if grouped_alone and (len(items_of(gold)) != 1 or len(items_of(answer)) != 1):
         return False
-    grouped_alone = any(a[0] in ("tuple", "set") and b[0] not in _SEQUENCES for a, b in ((gold, answer), (answer, gold)))
-    if grouped_alone and (len(_items(gold)) != 1 or len(_items(answer)) != 1):
-        return False
-    (gold_names, gold_values), (names, values) = _values(gold), _values(answer)
+    (gold_names, gold_values), (names, values) = names_and_values(gold), names_and_values(answer)
     if max(len(gold_values), len(values)) > _MAX_ITEMS:
         raise Undecidable(f"more than {_MAX_ITEMS} items")
+    stems, gold_stems = ({stem(name) for name in found if name} for found in (names, gold_names))
+    if len(stems) == len(gold_stems) == 1 and stems != gold_stems:
+        return False
+    if any(item[0] == "rel" and name is None for item, name in zip(items_of(gold), gold_names)):  # equations
+        return gold[0] == answer[0] and _same_unordered(items_of(gold), items_of(answer))
     all_named = None not in gold_names and None not in names and gold[0] == answer[0] == "list"
-    if all_named and len({_stem(n) for n in gold_names}) > 1:
-        return _same_unordered(_items(gold), _items(answer))
-    if "tuple" in (gold[0], answer[0]) or _parts_have_own_names(gold_names, names) or _parts_have_own_names(names, gold_names):
+    if all_named and len(gold_stems) > 1:
+        return _same_unordered(items_of(gold), items_of(answer))
+    if "tuple" in (gold[0], answer[0]):
+        if _several_of_one(gold_names) or _several_of_one(names):
+            return False
         return len(values) == len(gold_values) and all(same_answer(g, a) for g, a in zip(gold_values, values))
-    if all_named and any(_head(n) != _stem(n) for n in (*gold_names, *names)):  # a_3 = 2, a_37 = 19
-        return _same_unordered(_items(gold), _items(answer))
-    return _same_unordered(gold_values, values)
+    if all_named and all(any(head(n) != stem(n) for n in found) for found in (gold_names, names)):  # a_3 = 2, a_37 = 19
+        return _same_unordered(items_of(gold), items_of(answer))
+    repeated = gold[0] == answer[0] == "list" and len(_distinct(gold_values)) < len(gold_values)
+    return _same_unordered(gold_values, values, repeated=repeated)
+
+
+def _several_of_one(names: Sequence[str | None]) -> bool:
+    """``x = 1 or x = 2``, ``x = 1, 2``: several values of one name, and so no point."""
+    return len(names) > 1 and names[0] is not None and set(names) <= {names[0], None}
 
 
 def _are_intervals(items: Sequence[Tree]) -> bool:
@@ -262,15 +258,9 @@ def _are_intervals(items: Sequence[Tree]) -> bool:
     return all(pieces) and any(item[0] == "interval" or set(infinite) & set(item[1:]) for item in items)
 
 
-def _parts_have_own_names(named: Sequence[str | None], unnamed: Sequence[str | None]) -> bool:
-    """``AB=4, CD=5`` against ``4, 5``: the order says which is which. ``x_1, x_2`` are the roots of one equation."""
-    if len(named) < 2 or None in named or any(name is not None for name in unnamed):
-        return False
-    return len({_stem(name) for name in named}) > 1
-
-
-def _same_unordered(gold: Sequence[Tree], answer: Sequence[Tree]) -> bool:
-    gold_left, left = _distinct(gold), _distinct(answer)
+def _same_unordered(gold: Sequence[Tree], answer: Sequence[Tree], *, repeated: bool = False) -> bool:
+    """Whether items are the same in some order; ``repeated``: each as often, as the angles 45, 45 and 90."""
+    gold_left, left = (list(items) if repeated else _distinct(items) for items in (gold, answer))
     if len(gold_left) != len(left):
         return False
     for item in gold_left:
@@ -284,7 +274,7 @@ def _same_unordered(gold: Sequence[Tree], answer: Sequence[Tree]) -> bool:
 def _distinct(items: Sequence[Tree]) -> list[Tree]:
     kept: list[Tree] = []
     for item in items:
-        value = exact_value(item) if is_constant(item) and item[0] not in _SEQUENCES else None
+        value = exact_value(item) if is_constant(item) and item[0] not in SEQUENCES else None
         if not any(item == other or (value is not None and value == exact_value(other)) for other in kept):
             kept.append(item)
     return kept
@@ -325,7 +315,7 @@ def _same_time(gold: Tree, answer: Tree) -> bool:
 def _looks_like_a_time(ratio: Tree) -> bool:
     hours, minutes = exact_value(ratio[1]), exact_value(ratio[2])
     return (
-        len(ratio) in (3, 4)
+        len(ratio) == 3
         and hours is not None
         and minutes is not None
         and 0 <= hours <= 24

@@ -18,7 +18,8 @@ from stillhouse.pipeline.verifiers.exact_values import BUDGET, NUM_POINTS, Irrat
 from stillhouse.pipeline.verifiers.tree import Tree, contains
 
 _DIGITS = 30
-_MODULUS = frozenset(["abs"])
+_BROKEN_LINES = frozenset(["abs", "floor", "ceil", "max", "min", "mod"])
+_MORE_POINTS = 33
 
 
 def exact_value(tree: Tree) -> Fraction | None:
@@ -87,9 +88,9 @@ def decimal_value(tree: Tree) -> Any:
 def _points(left: Tree, right: Tree) -> range:
     if is_constant(left) and is_constant(right):
         return range(1)
-    # A modulus is the one place where the sign of a symbol must not be taken for granted.
-    signed = any(contains(tree, "fn", _MODULUS) for tree in (left, right))
-    return range(NUM_POINTS + 1) if signed else range(NUM_POINTS)
+    # Where a modulus bends and a floor steps, large positive numbers say little: small and negative ones as well.
+    broken = any(contains(tree, "fn", _BROKEN_LINES) for tree in (left, right))
+    return range(NUM_POINTS + _MORE_POINTS) if broken else range(NUM_POINTS)
 
 
 def _compared(left: Tree, right: Tree) -> Callable[[int], bool]:
@@ -104,7 +105,8 @@ def _compared(left: Tree, right: Tree) -> Callable[[int], bool]:
         rough = few(left, point), few(right, point)
         difference = abs(rough[0] - rough[1])
         largest = max(abs(rough[0]), abs(rough[1]))
-        if difference > largest * few_context.mpf(10) ** (-_DIGITS // 3):
+        noise = largest < few_context.mpf(10) ** (-_DIGITS * 2 // 3)  # sin(pi) and 0: only what shrinks is zero
+        if difference > largest * few_context.mpf(10) ** (-_DIGITS // 3) and not noise:
             return False
         _, many = in_digits(2 * _DIGITS)
         fine = abs(many(left, point) - many(right, point))

@@ -11,6 +11,7 @@ from stillhouse.pipeline.verifiers.tree import Tree
 NUM_POINTS = 3
 BUDGET = 20_000
 _MAX_BITS = 200_000
+_REAL_LETTERS = frozenset("xyztuvwrs")
 _MAX_FACTORIAL = 5_000
 
 
@@ -35,6 +36,15 @@ def is_constant(tree: Tree) -> bool:
     return all(is_constant(part) for part in tree[1:] if isinstance(part, tuple))
 
 
+def _sizes(point: int) -> int:
+    return 10 ** (1, 1, 1, 2, 1, 3, 1, 4)[point // 2 % 8]
+
+
+def is_negative(point: int) -> bool:
+    """Whether the symbols are negative there: the first points are positive, then every other one is not."""
+    return point >= NUM_POINTS and (point - NUM_POINTS) % 2 == 0
+
+
 def hashed(*parts: object) -> int:
     """A number that depends on the parts alone, the same on every machine."""
     # hexadecimal: Python refuses to write integers of more than 4,300 digits in decimal
@@ -48,8 +58,9 @@ def exactly(tree: Tree, point: int, budget: list[int]) -> Fraction:
     if kind in ("num", "dec"):
         return tree[1]
     if kind == "sym":
-        size = hashed(tree[1], point) % 999_983 + 2
-        return Fraction(-size if point >= NUM_POINTS else size)
+        size = hashed(tree[1], point) % 999_983 + 2 if point <= NUM_POINTS else hashed(tree[1], point) % _sizes(point) + 1
+        part = Fraction(1, 3) if point > NUM_POINTS and tree[1][:1] in _REAL_LETTERS else 0  # the floor of x is not x
+        return Fraction(-size - part if is_negative(point) else size + part)
     if kind == "add":
         total = Fraction(0)
         for part in tree[1:]:
@@ -80,6 +91,7 @@ def exactly(tree: Tree, point: int, budget: list[int]) -> Fraction:
     if kind == "pct":
         return exactly(tree[1], point, budget) / 100
     if kind in ("rel", "list", "tuple"):  # inside a sum's bounds, or the arguments of an unknown function
+        kind = (kind, tree[1]) if kind == "rel" else kind
         return Fraction(hashed(kind, *(exactly(part, point, budget) for part in parts_of(tree))) + 2)
     if kind == "opaque":
         return Fraction(
@@ -89,7 +101,8 @@ def exactly(tree: Tree, point: int, budget: list[int]) -> Fraction:
         return _exact_function(tree, point, budget)
     if kind in ("const", "deg"):
         raise Irrational
-    raise Unknown(f"{kind} has no value")
+    # Words and units: nobody else's opinion, which passes them over.
+    raise (Undecidable if kind in ("text", "qty", "set") else Unknown)(f"{kind} has no value")
 
 
 def parts_of(tree: Tree) -> tuple[Tree, ...]:
@@ -163,8 +176,10 @@ def _exact_function(tree: Tree, point: int, budget: list[int]) -> Fraction:
         if not 0 <= values[1] <= values[0] <= _MAX_FACTORIAL:
             raise Undecidable("too large a binomial coefficient")
         return Fraction(math.comb(int(values[0]), int(values[1])))
-    if name in ("floor", "ceil") and is_constant(tree):
+    if name in ("floor", "ceil"):
         return Fraction(math.floor(values[0]) if name == "floor" else math.ceil(values[0]))
+    if name == "mod" and all(v.denominator == 1 for v in values) and values[1] > 0:
+        return values[0] % values[1]
     if name in ("max", "min"):
         return max(values) if name == "max" else min(values)
     if name in ("gcd", "lcm") and all(v.denominator == 1 for v in values):

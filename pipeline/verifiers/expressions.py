@@ -6,26 +6,16 @@ are bounded.
 
 from __future__ import annotations
 
-import re
-
-from stillhouse.pipeline.verifiers.atoms import bracketed, number, subscript, unit
+from stillhouse.pipeline.verifiers.atoms import bracketed, modulo, number, subscript, unit
 from stillhouse.pipeline.verifiers.commands import command, environment
 from stillhouse.pipeline.verifiers.latex import Refused, Token, Unreadable, normalized, tokens_of
-from stillhouse.pipeline.verifiers.tree import ENDS, Tree, negated
+from stillhouse.pipeline.verifiers.relation_signs import NAME, RELATIONS
+from stillhouse.pipeline.verifiers.tree import ENDS, TEXT_NAME, Tree, negated
 
 MAX_TOKENS = 1_500
 MAX_DEPTH = 60
 
-_RELATIONS = {"=": "=", "<": "<", ">": ">", "\\le": "<=", "\\ge": ">=", "\\ne": "!=", "\\approx": "~", "\\in": "in"}
-
-# What stands left of an equals sign and only names the value: x, x_1, f(x), AB, |AB|, V_1:V_2, \frac{NO}{BO}, (p,q).
-_ONE_NAME = (
-    r"(?:(?:\\angle|\\triangle|\\overline)?(?:[A-Za-z]|\\[A-Za-z]+|[A-Z]{2,}|\{[A-Z]{2,}\})'*"
-    r"(?:_(?:\w|\{[\w,+-]+\}))?(?:\([\w,]+\))?)"
-)
-_NAME = re.compile(
-    rf"{_ONE_NAME}|\|{_ONE_NAME}\||{_ONE_NAME}(?:[:/]{_ONE_NAME})+|\\frac\{{{_ONE_NAME}\}}\{{{_ONE_NAME}\}}|\((?:{_ONE_NAME},)+{_ONE_NAME}\)"
-)
+_AFTER_ITEMS = frozenset([")", "]", "}", "\\}", "\\rangle", "\\\\", "&"])
 
 
 def read(text: str) -> Tree:
@@ -77,6 +67,7 @@ class Reader:
         self.at = 0
         self.depth = 0
         self.num_bars = 0
+        self.in_index = False
         self.upper_sign = upper_sign
         self.saw_two_signs = False
 
@@ -120,7 +111,7 @@ class Reader:
             if self.skip(";"):
                 groups.append([])
                 continue
-            if self.kind == "end" or self.value in (")", "]", "}", "\\}", "\\rangle"):
+            if self.kind == "end" or self.value in _AFTER_ITEMS or self.value.startswith("\\end{"):
                 break
             groups[-1].append(self.relation())
             if not (self.kind == "separator" or self.value in (",", ";")):
@@ -146,8 +137,11 @@ class Reader:
         while True:
             sides.append(self.set_expression())
             text = "".join(token.value if token.kind != "text" else "?" for token in self.tokens[start : self.at])
-            names.append(text if len(text) <= 60 and _NAME.fullmatch(text) else None)
-            operator = _RELATIONS.get(self.value) if self.kind in ("symbol", "command") else None
+            if sides[-1][0] == "text" and self.value == "=":  # \text{Area} = 27
+                names.append(TEXT_NAME + sides[-1][1].casefold())
+            else:
+                names.append(text if len(text) <= 60 and NAME.fullmatch(text) else None)
+            operator = RELATIONS.get(self.value) if self.kind in ("symbol", "command") else None
             if operator is None:
                 break
             self.take()
@@ -221,10 +215,18 @@ class Reader:
                 self.take()
                 left = factors[0] if len(factors) == 1 else ("mul", *factors)
                 factors = [("div", left, self.signed_factor())]
+            elif self.value == "\\circ":  # f \circ g is not g \circ f
+                self.take()
+                left = factors[0] if len(factors) == 1 else ("mul", *factors)
+                factors = [("opaque", "\\circ", left, self.signed_factor()) if self.starts_factor() else ("deg", left)]
+            elif self.value in ("\\bmod", "\\mod", "\\pmod"):
+                left = factors[0] if len(factors) == 1 else ("mul", *factors)
+                factors = [modulo(self, left)]
             elif self.kind == "text" and factors:
                 left = factors[0] if len(factors) == 1 else ("mul", *factors)
                 factors = [("qty", left, unit(self))]
             elif self.starts_factor():
+                self.refuse_letter_before_number()
                 before, after = factors[-1], self.factor()
                 if before[0] in ("num", "dec") and after[0] in ("num", "dec"):
                     after = self.mixed(before, after)
@@ -239,6 +241,13 @@ class Reader:
             else:
                 break
         return factors[0] if len(factors) == 1 else ("mul", *factors)
+
+    def refuse_letter_before_number(self) -> None:
+        """``x2`` may be x squared, x with an index or twice x; ``k2^k`` is a product."""
+        number, following = self.tokens[self.at], self.tokens[self.at + 1]
+        touching = number.kind == "number" and not number.spaced and self.tokens[self.at - 1].kind == "letter"
+        if touching and following.value != "^" and not self.in_index:
+            raise Refused(f"a letter before the number {number.value[:20]}")
 
     def is_proper(self, whole: Tree, part: Tree) -> bool:
         numbers = part[1][0] == part[2][0] == "num"
@@ -269,8 +278,8 @@ class Reader:
         return (
             kind == "command"
             and value not in ENDS
-            and value not in _RELATIONS
-            and value not in ("\\pm", "\\mp", "\\implies", "\\to", "\\$", "\\degree")
+            and value not in RELATIONS
+            and value not in ("\\pm", "\\mp", "\\$", "\\degree")
         )
 
     def factor(self) -> Tree:

@@ -39,19 +39,25 @@ _SPELLINGS = {
     "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "θ": r"\theta ", "α": r"\alpha ",
     "β": r"\beta ", "γ": r"\gamma ", "λ": r"\lambda ", "μ": r"\mu ", "φ": r"\phi ", "ω": r"\omega ", "Δ": r"\Delta ",
     "′": "'", "’": "'", "∶": ":", "，": ",", "；": ";", "。": ".", "．": ".", "（": "(", "）": ")", "％": "%",
-    "∛": r"\cbrt ", "∧": r"\land ", "∨": r"\lor ", "Ω": r"\Omega ", "\u2126": r"\Omega ",
-    "…": r"\ldots ", "\u200b": "", "\ufeff": "", "\u00a0": " ",
+    "∛": r"\cbrt ", "∧": r"\land ", "∨": r"\lor ", "Ω": r"\Omega ", "\u2126": r"\Omega ", "ⁿ": "^{n}",
+    "…": r"\ldots ", "\u00a0": " ", "、": ",", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ",
+    "≡": r"\equiv ", "⟨": r"\langle ", "⟩": r"\rangle ", "∠": r"\angle ", "△": r"\triangle ", "∣": "|", "∖": r"\setminus ",
+    "⩽": r"\le ", "⩾": r"\ge ", "∑": r"\sum ", "∏": r"\prod ", "≦": r"\le ", "≧": r"\ge ", "⟹": r"\implies ", "⇒": r"\implies ",
 }  # fmt: skip
 _FRACTION_SIGNS = {sign: unicodedata.normalize("NFKC", sign).split("⁄") for sign in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"}
 # Before NFKC, which would make 21⁄5 of 2⅕.
 _SPELLINGS |= {sign: f"\\frac{{{top}}}{{{bottom}}}" for sign, (top, bottom) in _FRACTION_SIGNS.items()}
 _UNICODE = str.maketrans(_SPELLINGS)
+_UNSEEN = re.compile(
+    "[\u00ad\u200b-\u200f\u202a-\u202e\u2060\u2061\u2066-\u2069\ufe0f\ufeff]"
+)  # joiners, directions, soft hyphens
 _SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
 _SUBSCRIPTS = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
 _DIGIT_OF = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺₀₁₂₃₄₅₆₇₈₉", "0123456789-+0123456789")
 
 _TEXT_NAMES = (
-    r"text(?:bf|it|rm|sf|tt|sc|normal|up)?|mbox|hbox|mathrm|mathbf|mathit|mathsf|mathtt|boldsymbol|bm|operatorname\*?|rm"
+    r"text(?:bf|it|rm|sf|tt|sc|normal|up)?|mbox|hbox|mathrm|mathbf|mathit|mathsf|mathtt|boldsymbol|bold|pmb|emph|bm"
+    r"|operatorname\*?|rm"
 )
 _TEXT = re.compile(rf"\\(?:{_TEXT_NAMES})\s*\{{([^{{}}]*)\}}")
 _INVISIBLE = re.compile(
@@ -80,6 +86,15 @@ _DEGREES = re.compile(
     r"|(?<=[\d\s{])degrees?\s+([CcFf])(?:elsius|entigrade|ahrenheit)?(?![A-Za-z])"
 )
 _BLANK_IN_NUMBER = re.compile(r"(?<=\d)\s+(?=\d)")
+_DEGREES_AS_O = re.compile(r"(?<=[\d)}])\s*\^\s*(?:o(?![A-Za-z])|\{\s*o\s*\})")  # 60^o
+_UNIT_IN_BRACKETS = re.compile(r"(?<=[\d}\s])\(\s*(\\(?:text|mathrm)\s*\{[^{}()]*\}(?:\s*\^\s*\{?\d\}?)?)\s*\)$")
+_MOD = re.compile(r"\(\s*(?:\\(?:text|mathrm|operatorname)\s*\{\s*mod\s*\}|\\b?mod(?![a-z])|mod\b)\s*([^()]*)\)")
+_ALIGNED = re.compile(
+    r"\\begin\s*\{(?:align|gather|split)(?:ed)?\*?\}(.*)\\end\s*\{(?:align|gather|split)(?:ed)?\*?\}", re.DOTALL
+)
+_OPEN_CASES = re.compile(  # \left\{ \begin{array}{l} ... \right.
+    r"\\left\s*\\\{\s*\\begin\s*\{(array|aligned|matrix)\}(?:\s*\{[lcr]*\})?(.*?)\\end\s*\{\1\}\s*(?:\\right\s*\.?)?", re.DOTALL
+)
 _DOUBLE_BACKSLASH = re.compile(r"\\\\(?=[A-Za-z{}])")
 GLUED_CONJUNCTION = re.compile(r"(?<=[\d)\]}])(and|or)(?=[A-Z(\\\d-])")
 
@@ -89,8 +104,9 @@ _TOKENS = re.compile(
     |\\(?:{_TEXT_NAMES})\s*\{{(?P<text>[^{{}}]*)\}}
     |(?P<environment>\\(?:begin|end)\s*\{{\w+\*?\}})
     |(?P<command>\\(?:[A-Za-z]+|.))
-    |(?P<word>(?<![A-Za-z])(?:a(?:rc)?(?:sin|cos|tan)|(?:sin|cos|tan|cot|sec|csc)h?|log|ln|lg|exp|sqrt|cbrt|abs|gcd|lcm|max|min|pi
+    |(?P<word>(?<![A-Za-z])(?:a(?:rc)?(?:sin|cos|tan)|(?:sin|cos|tan|cot|sec|csc)h?|log|ln|lg|exp|sqrt|cbrt|abs|floor|ceil|gcd|lcm|max|min|pi
         |infinity|infty|inf|and|or)(?![A-Za-z]))
+    |(?P<han>[\u3400-\u9fff]+)
     |(?P<letter>[^\W\d_])
     |(?P<symbol><=|>=|!=|==|\*\*|<|>|[-=+*/^_'!%|:;,.&()\[\]{{}}?])""",
     re.VERBOSE | re.DOTALL,
@@ -108,6 +124,8 @@ _SAME = {
     "\\dots": "\\ldots", "\\cdots": "\\ldots", "\\Rightarrow": "\\implies",
 } | _GREEK_LETTERS  # fmt: skip
 _LETTER_UNITS = frozenset("mgsLlhNJWVKCAt")
+_IN_NUMBERS = frozenset(["\\frac", "\\sqrt", "\\pi", "{", "}", "-", "+", "*", "/", "^", "(", ")"])
+_HAN_SEPARATORS = {"和": "and", "与": "and", "及": "and", "且": "and", "或": "or", "或者": "or"}
 _SEPARATORS = {"and": "and", "or": "or", ",and": "and", ",or": "or", "and,": "and"}
 
 
@@ -120,13 +138,23 @@ def with_powers(text: str) -> str:
 def normalized(text: str) -> str:
     r"""Rewrite what is only spelling: Unicode signs as commands, doubled backslashes, spacing, dollars, a closing full stop."""
     if not text.isascii():
-        text = _MICRO.sub("u", with_powers(text))
+        text = _MICRO.sub("u", with_powers(_UNSEEN.sub("", text)))
         text = _SUBSCRIPTS.sub(lambda m: "_{" + m[0].translate(_DIGIT_OF) + "}", text)
         text = unicodedata.normalize("NFKC", text.translate(_UNICODE)).translate(_UNICODE)
+    if "mod" in text:
+        text = _MOD.sub(r"\\pmod{\1}", text)
+    if "~" in text or "{:}" in text:
+        text = text.replace("~", " ").replace("{:}", ":")
     if "\\" in text:
+        if "\\left" in text and "\\begin" in text:
+            text = _OPEN_CASES.sub(r"\\begin{cases}\2\\end{cases}", text)
+        if (lines := _ALIGNED.fullmatch(text.strip("$ \n"))) and "\\begin" not in lines[1]:
+            text = re.sub(r"\\\\(?:\[\w.]*\])?", " , ", lines[1]).replace("&", " ")
         if "\\\\" in text and "\\begin" not in text:
             text = _DOUBLE_BACKSLASH.sub(r"\\", text)
         text = re.sub(r",\\!\s*", ",", text)
+        if "mod" in text:
+            text = text.replace("\\bmod", "\\pmod").replace("\\mod", "\\pmod") if "\\equiv" in text else text
         text = _OLD_FONT.sub(r"\\text{\1}", text)
         text = _BLACKBOARD.sub(r"\\mathbb{\1}", text)
         text = _REALS_BUT.sub(r"\\setminus ", text)
@@ -134,6 +162,7 @@ def normalized(text: str) -> str:
         text = _UNIT_POWERS.sub(lambda m: re.sub(r"\^\{(-?\d)\}", r"^\1", m[0]), text) if "^" in text else text
         text = re.sub(r"(?<=\\\\)\s*\[\d*\.?\d+\s*(?:pt|em|ex|mm|cm)\]", "", text)  # \\[2pt]: a wider row
         text = _INVISIBLE.sub(" ", text)
+        text = _UNIT_IN_BRACKETS.sub(r"\1", text.rstrip()) if text.rstrip().endswith(")") else text
         text = _OHM.sub(r"\\text{ \1ohm}", _MU_UNIT.sub(r"\\\1{u", text)) if "\\mu" in text or "Omega" in text else text
     if text.startswith("$") and text.rstrip().endswith("\\$"):  # $185\$: the dollar closes
         text = text.rstrip()[:-2]
@@ -146,6 +175,8 @@ def normalized(text: str) -> str:
     if "e" in text or "E" in text:
         text = _SCIENTIFIC.sub(r"\1\\times 10^{\2\3}", text)
     text = text.replace("...", "\\ldots ")
+    if "^" in text and "o" in text:
+        text = _DEGREES_AS_O.sub(r"^{\\circ}", text)
     if "\\circ" in text or "degree" in text:
         text = _DEGREES.sub(lambda m: f"\\text{{ deg{m[1]}}}" if m[1] else f"deg{m[2].upper()}", text)
     if "and" in text or "or" in text:
@@ -185,6 +216,16 @@ def compact(text: str) -> str:
     return "".join(_BLANK_IN_NUMBER.sub("␣", text).split())
 
 
+def _takes_unit(tokens: list[Token]) -> bool:
+    """Whether a unit may follow: tokens are a number, or end in one or in another unit, as that of m before s in m / s."""
+    if not tokens:
+        return False
+    if all(token.kind == "number" or token.value in _IN_NUMBERS for token in tokens[-40:]):
+        return True
+    before = next((token for token in reversed(tokens[-6:]) if token.value not in "/*^{}-" and token.kind != "number"), None)
+    return tokens[-1].kind == "number" or (before is not None and before.kind == "text")
+
+
 def tokens_of(text: str) -> list[Token]:
     """Cut a normalized text into tokens.
 
@@ -219,8 +260,12 @@ def tokens_of(text: str) -> list[Token]:
                 kind, value = "separator", _SEPARATORS.get(bare, "")
                 if not value:
                     continue
-            elif len(value) == 1 and value.isalpha() and not (value in _LETTER_UNITS and found and found[-1].kind == "number"):
+            elif (
+                len(value) == 1 and value.isalpha() and value < "\u3400" and not (value in _LETTER_UNITS and _takes_unit(found))
+            ):
                 kind = "letter"
+        elif kind == "han":
+            kind, value = ("separator", _HAN_SEPARATORS[value]) if value in _HAN_SEPARATORS else ("text", value)
         elif kind == "word":
             if value in ("and", "or"):
                 kind = "separator"

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 
-from stillhouse.pipeline.extraction import THINK_CLOSE
+from stillhouse.pipeline.extraction import THINK_CLOSE, THINK_OPEN
+from stillhouse.pipeline.verifiers.dates import date_of
 from stillhouse.pipeline.verifiers.latex import GLUED_CONJUNCTION, with_powers
 from stillhouse.pipeline.verifiers.units import is_known
 
@@ -38,9 +39,10 @@ _JOINT = re.compile(r"\s*(?:,\s*and|,\s*or|and|or|,)\s*")
 _FINAL = re.compile(r"final answer|^####", re.IGNORECASE | re.MULTILINE)
 _ANSWER = re.compile(
     r"(?:\banswer|\bréponse|\brespuesta|\bantwort|\brisposta|\bresposta|答案)"
-    r"(?:\s*(?:is|est|es|ist|è|é|should be)\b|\s*[:：是]|\s+\w{1,20} is\b)",
+    r"(?:\s*(?:is(?=n't)|(?:is|est|es|ist|è|é|should be)\b)|\s*[:：是]|\s+\w{1,20} is\b)",
     re.IGNORECASE,
 )
+_DENIED = re.compile(r"n't\b|\s+(?:not|never)\b")
 _SENTENCE_END = re.compile(r"I hope|\.\s|\n\n|。")
 _REFUSAL = re.compile(
     r"\b(?:cannot|can't|can not|could not|couldn't|unable to|not able to)\s+(?:\w+\s+)?(?:solve|answer|determine|find|compute)"
@@ -61,7 +63,9 @@ _NOT_PROSE = {
 
 def lenient_answer(completion: str) -> str | None:
     """Return the answer that a completion, or a bare answer, most likely means; None where there is nothing or it refuses."""
-    text = completion.rpartition(THINK_CLOSE)[2] if THINK_CLOSE in completion else completion
+    _, closed, text = completion.rpartition(THINK_CLOSE)
+    if THINK_OPEN in text and not closed:
+        return last_boxes(text)[0]  # cut off in the middle of a thought: its last number is no answer
     text = text if text.isascii() else with_powers(text).replace("−", "-")
     text = _FENCE.sub(" ", text)
     text = GLUED_CONJUNCTION.sub(r" \1 ", _SPECIAL.sub(" ", text[-MAX_CHARS:])).strip()
@@ -77,16 +81,18 @@ def _end_of_chain(text: str) -> str:
     if about and not re.fullmatch(
         r"[$\s]*[A-Za-z](?:_\{?\w+\}?)?\s*", exact
     ):  # x \approx 11 is an answer, 1/3 \approx 0.3 is 1/3
-        text = exact.rstrip() + ("$" if exact.startswith("$") else "")
+        text = exact.rstrip() + ("$" if exact.startswith("$") else "") if exact.strip("$ ") else text
     if "=" not in text:
         return text
     sides = _EQUALS.split(text)
     if any(side.count("{") != side.count("}") for side in sides):  # an equals sign inside a sum's bound
         return text
-    if len(sides) < 2 or any(mark in text for mark in (",", ";", " and ", " or ", "&")):
+    if len(sides) < 2 or any(mark in text for mark in (",", ";", " and ", " or ", "&", "\\begin")):
         return text
     dollars = "$" if text.startswith("$") and text.endswith("$") else ""
     first, last = sides[0].strip("$ "), sides[-1].strip()
+    if len(sides) > 2 and _LONE_NAME.fullmatch(last):  # a = b = c
+        return text
     if len(sides) > 2 and re.fullmatch(r"[A-Za-z]\w*(?:_\{?\w+\}?)?(?:\(\w+\))?", first):
         return f"{dollars}{first} = {last}"
     if len(sides) > 2 or not re.search(r"[A-Za-z]", _COMMAND.sub("", text)):
@@ -107,6 +113,8 @@ def _found(text: str) -> str | None:
     if _REFUSAL.search(text[-400:]):
         return None
     for anchor in reversed(list(_ANSWER.finditer(text))):
+        if _DENIED.match(text, anchor.end()):
+            return None
         found = _in_segment(text[anchor.end() : anchor.end() + 200], last=False)
         if found is not None:
             return found
@@ -140,6 +148,9 @@ def last_boxes(text: str) -> tuple[str | None, int]:
 
 def _run(boxes: list[tuple[int, int, str]], text: str) -> tuple[str | None, int]:
     boxes = [box for box in sorted(boxes) if box[2]]
+    boxes = [
+        box for box, following in zip(boxes, [*boxes[1:], None]) if following is None or following[0] >= box[1]
+    ]  # innermost
     if not boxes:
         return None, 0
     run = [boxes[-1]]
@@ -164,7 +175,7 @@ def _is_bare(text: str) -> bool:
         return False
     if len(text) > 2 and text[0] == text[-1] == "$" and "$" not in text.strip("$"):
         return True
-    if _RATIO.fullmatch(text):
+    if _RATIO.fullmatch(text) or date_of(text) is not None:
         return True
     rest = _BASED.sub(" 0 ", text)
     rest = _CANDIDATE.sub(lambda m: " 0 " if m["number"] or m["fraction"] or m["pair"] or not _has_prose(m[0]) else m[0], rest)
@@ -200,6 +211,8 @@ def _candidate(text: str, *, last: bool) -> str | None:
         at = match.end()
         if not is_number and (percent := re.compile(r"\s*(?:\\?%|percent|pct)").match(text, at)):
             content, at = content + "\\%", percent.end()
+        if is_number and content.count("(") > content.count(")"):  # six (6)
+            content = content.replace("(", "", 1)
         found.append((match.start(), at, content.strip()))
     if not found:
         return None
@@ -240,6 +253,11 @@ _LETTER_FIRST = re.compile(r"[*(\[]*([A-J])[*)\]]*(?:[.,:;。，：]|\s|$|(?![\x
 _LETTERS = re.compile(r"\W*[A-J]\W*(?:(?:,|/|&|\band\b|\bor\b)\W*[A-J]\W*)+")  # two choices are none
 _LETTER_IN_BRACKETS = re.compile(r"\(([A-J])\)")
 _LETTER_ALONE = re.compile(r"(?<![A-Za-z'’])([A-HJ])(?![A-Za-z'’])")
+
+
+def announces_letter(completion: str) -> bool:
+    """Whether a completion says that the answer is a letter: ``The answer is **(B) 12**``."""
+    return any(match[1].isupper() for match in _LETTER_AFTER.finditer(completion[-MAX_CHARS:]))
 
 
 def lenient_letter(completion: str) -> str | None:

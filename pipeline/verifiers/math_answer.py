@@ -1,8 +1,9 @@
 r"""Judge a mathematical answer: exact arithmetic first, our own reader and comparison next, math-verify as second opinion.
 
 The first two run in this process, on trees that nothing evaluates but bounded arithmetic; they decide nearly everything.
-What they cannot read or compute goes to math-verify in the judge process (``judge_process.py``), behind a deadline. Its word
-is asked only there, so its known false accepts (1/2^99 = 1/2^98, 1 - 1/e = 1 + 1/e, 5 cm = 5 m) do not arise.
+A sum, an integral, or a gold that they cannot read, goes to math-verify in the judge process (``judge_process.py``), behind a
+deadline; an answer that only it could read does not, nor do words and units, which it passes over. So its known false
+accepts (1/2^99 = 1/2^98, 1 - 1/e = 1 + 1/e, 5 cm = 5 m) do not arise.
 """
 
 from __future__ import annotations
@@ -34,12 +35,17 @@ _FORMULA_OF_WORDS = {
 _LETTER = re.compile(r"(?:\\\w+\s*\{\s*)?([A-J])\s*\}?")
 
 
+class _NoFormula(ValueError):
+    """The answer cannot be read where the gold can: math-verify would read a part of it."""
+
+
 def verify_math(gold: str, answer: str, timeout_s: float) -> Judgement:
     """Judge one answer; both may be bare, in dollars or in a box.
 
     Raises:
         StillhouseError: the judge process does not start on this machine.
     """
+    gold = gold.rpartition("####")[2].strip() or gold  # GSM8K: a solution, then #### 72
     gold_number, number = exact_number(gold), exact_number(answer)
     if gold_number is not None and number is not None:
         if gold_number == number:
@@ -65,21 +71,21 @@ def verify_math(gold: str, answer: str, timeout_s: float) -> Judgement:
         return Judgement("wrong", "the answer is prose, not mathematics")
     try:
         return _compared(gold, answer)
-    except Refused as error:
+    except (Refused, _NoFormula) as error:
         return Judgement("undecided", str(error))
     except (Unreadable, Unknown) as error:
         why = str(error)
     except (ArithmeticError, RecursionError) as error:  # Undecidable is one, a float's overflow another
         return Judgement("undecided", str(error) or "nested too deeply")
-    if _num_prose_words(answer):
-        return Judgement("undecided", why)
+    if _num_prose_words(answer) or any(_MARKED_TEXT.search(text) for text in (gold, answer)):
+        return Judgement("undecided", why)  # math-verify passes over words and units
     outcome, reason = ask({"op": "math", "what": "math", "gold": unwrapped(gold), "answer": unwrapped(answer)}, timeout_s)
     return Judgement(outcome, f"{reason} ({why})")
 
 
 def gold_words(text: str) -> str | None:
     r"""Return a gold that is words and no formula (``Even``, ``\text{no solution}``) without its markup; None for a formula."""
-    plain = plain_words(text)
+    plain = plain_words(text).rstrip(".")
     longest = max((len(word) for word in plain.split()), default=0)
     marked = bool(_MARKED_TEXT.fullmatch(normalized(text)))
     if plain in _SHORT_WORDS:
@@ -136,8 +142,15 @@ def _num_prose_words(text: str) -> int:
 
 
 def _compared(gold: str, answer: str) -> Judgement:
-    for gold_tree in readings(gold):
-        for tree in readings(answer):
+    gold_trees = readings(gold)
+    try:
+        trees = readings(answer)
+    except Refused:
+        raise
+    except Unreadable as error:
+        raise _NoFormula(f"the answer is not mathematics: {error}") from error
+    for gold_tree in gold_trees:
+        for tree in trees:
             if same_answer(gold_tree, tree):
                 return Judgement("correct", "same value")
         if gold_tree[0] == "dec" and (decimal := decimal_with_comma(answer)) is not None and same_answer(gold_tree, decimal):

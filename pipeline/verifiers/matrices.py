@@ -39,8 +39,10 @@ def _matrix(tree: Tree) -> Tree:
             total = ("mat", *(tuple(("add", *(("mul", x, y) for x, y in zip(row, c))) for c in columns) for row in total[1:]))
             if _size(total[1][0], _MAX_CELL) > _MAX_CELL:
                 raise Undecidable("too long a product of matrices")
-        else:
+        elif total[0] == "mat" or part[0] == "mat":
             total = _scaled(total, part) if part[0] == "mat" else _scaled(part, total)
+        else:
+            total = ("mul", total, part)
     return total
 
 

@@ -9,17 +9,21 @@ import re
 from fractions import Fraction
 from itertools import pairwise
 
+from stillhouse.pipeline.verifiers.atoms import named_unit
+from stillhouse.pipeline.verifiers.counting import with_binomials
+from stillhouse.pipeline.verifiers.dates import date_of
 from stillhouse.pipeline.verifiers.expressions import read
-from stillhouse.pipeline.verifiers.latex import Unreadable, normalized, plain_words
+from stillhouse.pipeline.verifiers.latex import Refused, Unreadable, normalized, plain_words
 from stillhouse.pipeline.verifiers.tree import Tree, negated
 from stillhouse.pipeline.verifiers.units import is_known, unit_of
 
 FORMULA_WORD = re.compile(
-    r"(?:a|arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|exp|sqrt|pi|inf|infty|infinity|lg|max|min|gcd|lcm|and|or"
+    r"(?:a|arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|exp|sqrt|pi|inf|infty|infinity|lg|max|min|gcd|lcm|floor|ceil|and|or"
 )
 # A plain number or formula without letters of its own, then a blank and a unit in plain letters: 125 miles, 35 cm, 28 percent.
 _TRAILING_UNIT = re.compile(
-    r"(?P<value>[-+]?(?:[\d.,/ ()+*-]|\\(?:d|t)?frac\s*\{[\d.,]+\}\s*\{[\d.,]+\})*[\d)}])(?P<gap>\s*)"
+    r"(?P<value>[-+]?(?:[\d.,/ ()+*-]|\\(?:d|t)?frac\s*\{[\d.,]+\}\s*\{[\d.,]+\})*"
+    r"(?:[\d)}]|\\(?:times|cdot)\s*10\s*\^\s*(?:\{[-+]?\d+\}|\d)))(?P<gap>\s*)"
     r"(?P<unit>(?:[A-Za-zµ€£¥]|\\%)[A-Za-zµ /.·]*(?:\^\{?-?\d\}?)?(?:/[A-Za-zµ]+(?:\^\{?-?\d\}?)?)?)"
 )
 _LEADING_CURRENCY = re.compile(r"(?P<unit>[€£¥])\s*(?P<value>[\d.,]+)")
@@ -31,19 +35,39 @@ _EUROPEAN = re.compile(r"([-+]?\d{1,3}(?:\.\d{3})+),(\d+)")
 _CLOCK = re.compile(r"(?P<hour>\d{1,2})(?P<rest>(?::\d{2}){0,2}) ?(?P<half>[ap])\.? ?m\.?")
 _TIME = re.compile(r"(?P<hour>\d{1,2})(?P<rest>(?::\d{2}){1,2})")
 _BASED = re.compile(
-    r"\(?(?:\\(?:text|mathrm|mathtt)\{)?(?P<digits>[0-9A-Fa-f]{1,400})\}?\)?\s*_\s*\{?\s*(?:\\(?:text|mathrm)\{)?"
-    r"(?P<radix>\d{1,2}|two|eight|ten|sixteen)\}{0,2}"
+    r"(?:\(\s*)?(?:\\(?:text|mathrm|mathtt)\{)?(?P<digits>[0-9A-Fa-f]{1,400})\}?\s*\)?\s*_\s*\{?\s*(?:\\(?:text|mathrm)\{)?"
+    r"(?P<radix>\d{1,2}|two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen)\}{0,2}"
 )
 _PREFIXED = re.compile(r"0(?:x(?P<hex>[0-9A-Fa-f]{1,400})|b(?P<bin>[01]{1,1600})|o(?P<oct>[0-7]{1,400}))")
-_RADIX_WORDS = {"two": 2, "eight": 8, "ten": 10, "sixteen": 16}
+# Units of one or two letters that may touch their number; others are letters of a product there: 3cd, 2hp.
+_GLUED_UNITS = frozenset([
+    *("€", "£", "¥", "\\%", "mm", "cm", "dm", "km", "nm", "kg", "mg", "ml", "mL", "cL", "dL", "ft", "in", "lb", "oz", "yd"),
+    *("mi", "ms", "Hz", "kN", "kJ", "kW", "kV", "mA"),
+])  # fmt: skip
+_RADIX_WORDS = {
+    "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "twelve": 12,
+    "sixteen": 16,
+}  # fmt: skip
 _RATIO_IN_WORDS = re.compile(r"(\d+(?:\.\d+)?) to (\d+(?:\.\d+)?)")
 _COUNT_WORD = re.compile(
     r"(?P<number>\d[\d,]*(?:\.\d{1,30})?)[\s~]*(?P<text>\\text\s*\{\s*)?\b(?P<word>thousand|million|billion|trillion)s?\b(?P<end>\s*\})?"
 )
 _ZEROS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_NUMBER_IN_TEXT = re.compile(r"\\(?:text\w*|mbox|mathrm)\s*\{\s*([-+]?\d[^{}]*)\}")
+# What may stand before an answer and says nothing: "=", "therefore", "Total:", "The answer is"; P(A | B) is no modulus.
+_LEAD_IN = re.compile(
+    r"\A(?:(?:\\approx|=|\\(?:implies|therefore|Longrightarrow)(?![A-Za-z])|P\([^()=]*(?:\||\\mid)[^()=]*\)\s*=)\s*"
+    r"|\\text\s*\{[A-Za-z ]{1,40}(?:\b(?<!not )is|\bare|=|:)\s*\}\s*:?\s*(?=\S))"
+)
+# f(x) = x for all x: what is true of every function
+_FOR_ALL = re.compile(
+    r",?\s*(?:\\(?:text|mathrm)\s*\{[\s,]*for (?:all|any|every|each)(?: real(?: numbers?)?| integers?)?\s*\}|\\forall)\s*[a-z]"
+    r"(?:\s*\\in\s*\\mathbb\s*\{?[RZNQC]\}?(?:\^[+*])?)?\s*\Z"
+)
+_UNIT_IN_BRACKETS = re.compile(r"(.*\d)\s*\(([A-Za-z][A-Za-z/ ^\d]*)\)")  # 36 (km/h)
+_NUMBER_IN_TEXT = re.compile(r"\{?\s*\\(?:text\w*|mbox|mathrm|bold|emph)\s*\{\s*([-+]?\d[^{}]*)\}\s*\}?")
 _PART_OF_QUANTITY = r"(\d+(?:\.\d+)?) ?([a-z]+)"
 _TWO_UNITS = re.compile(rf"{_PART_OF_QUANTITY},?(?: and)? {_PART_OF_QUANTITY}(?:,?(?: and)? {_PART_OF_QUANTITY})?")
+_POINT = re.compile(r"([A-Z]'?(?:_\{?\d\}?)?)\s*(\([^()=<>]*,[^()=<>]*\))")  # P(3, 4)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -53,9 +77,13 @@ def readings(text: str) -> tuple[Tree, ...]:
     Raises:
         Unreadable: there is none.
     """
-    plain = normalized(text).removeprefix("\\approx").lstrip()
+    plain = _FOR_ALL.sub("", _LEAD_IN.sub("", normalized(text), count=1))
+    if plain.endswith(")") and (bracketed := _UNIT_IN_BRACKETS.fullmatch(plain)) and is_known(bracketed[2]):
+        plain = f"{bracketed[1]} {bracketed[2]}"
     if inside := _NUMBER_IN_TEXT.fullmatch(plain):
         return readings(inside[1])
+    if (date := date_of(plain)) is not None:
+        return (date,)
     if plain[:1].isdigit() or plain[:1] in ("(", "\\", "-", "+"):
         if "illion" in plain or "thousand" in plain:
             plain = _COUNT_WORD.sub(_counted, plain)
@@ -67,12 +95,20 @@ def readings(text: str) -> tuple[Tree, ...]:
         return based
     if (unit := _TRAILING_UNIT.fullmatch(plain)) and _is_unit(unit["unit"], bool(unit["gap"])):
         value = read(unit["value"].rstrip())
-        if unit["unit"].strip().casefold().rstrip(".") in ("percent", "percentage", "pct"):
+        if unit["unit"].strip().casefold().rstrip(".") in ("\\%", "percent", "percentage", "pct"):
             return (("pct", value),)
-        name = unit["unit"].strip()
+        name = named_unit(unit["unit"].strip())
         quantity: Tree = ("qty", value, name)
-        return (quantity, read(plain)) if len(name) <= 2 and name.isalpha() else (quantity,)  # 5 M, 3ac: or a product
-    return (read(plain),)
+        is_product = name.isalpha() and len(name) <= (1 if unit["gap"] else 2)  # 5 M, 3ft; not 5 kg
+        return (quantity, read(plain)) if is_product else (quantity,)
+    point = _POINT.fullmatch(plain)
+    as_point = (read(f"{point[1]}={point[2]}"),) if point else ()
+    if (counted := with_binomials(plain)) == plain:
+        return (read(plain), *as_point)
+    try:
+        return (read(counted), read(plain), *as_point)  # C_5^2: or a power of C_5
+    except Unreadable:  # a bare _5C_2 is no other formula
+        return (read(counted),)
 
 
 def decimal_with_comma(text: str) -> Tree | None:
@@ -122,9 +158,9 @@ def _based(plain: str) -> tuple[Tree, ...] | None:
     else:
         return None
     try:
-        tree: Tree = ("num", Fraction(int(digits, radix)))
+        tree: Tree = ("num", Fraction(int(digits, radix or 1)))  # a base of 0 would be Python's own
     except ValueError as error:
-        raise Unreadable(f"{digits} is no number in base {radix}") from error
+        raise Refused(f"{digits} is no number in base {radix}") from error
     return (negated(tree) if negative else tree,)
 
 
@@ -145,5 +181,5 @@ def _is_unit(text: str, spaced: bool) -> bool:
     if any(FORMULA_WORD.fullmatch(word.casefold()) and word != "min" for word in words):
         return False
     if is_known(text):
-        return spaced or len(text) > 1 or text in "€£¥"
+        return spaced or len(text) > 2 or text in _GLUED_UNITS
     return spaced and any(len(word) >= 3 for word in words)

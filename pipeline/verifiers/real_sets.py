@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from stillhouse.pipeline.verifiers.evaluate import decimal_value, exact_value
 from stillhouse.pipeline.verifiers.exact_values import Undecidable, is_constant
-from stillhouse.pipeline.verifiers.tree import Tree
+from stillhouse.pipeline.verifiers.tree import Tree, symbols
 
 _INFINITY: Tree = ("const", "inf")
 _MINUS_INFINITY: Tree = ("neg", _INFINITY)
@@ -27,7 +27,10 @@ class Piece(NamedTuple):
 
 
 def as_real_set(tree: Tree) -> list[Piece] | None:
-    """Read an interval, a pair as open interval, a union, a set of points, or an inequality in one name; None for all else."""
+    """Read an interval, a pair as open interval, a union, a set of points, or an inequality in one name; None for all else.
+
+    An inequality may be linear, or of the modulus of what is linear: ``|2x - 1| < 5``.
+    """
     if tree[0] == "interval":
         return [_piece(*tree[1:])]
     if tree[0] == "tuple" and len(tree) == 3:
@@ -43,10 +46,7 @@ def as_real_set(tree: Tree) -> list[Piece] | None:
         return None if any(p is None for p in pieces) else [piece for part in pieces for piece in part or ()]
     if tree[0] == "rel":
         return _of_inequality(tree)
-    if (
-        tree[0] in ("either", "both")
-        and len({name.strip("|") for part in tree[1:] for name in part[3] if name is not None}) == 1
-    ):
+    if tree[0] in ("either", "both") and len(unknowns(tree)) == 1:
         pieces = [_of_inequality(part) for part in tree[1:]]
         if all(pieces):
             return [piece for part in pieces for piece in part or ()] if tree[0] == "either" else _common(pieces)
@@ -88,28 +88,95 @@ def _of_inequality(tree: Tree) -> list[Piece] | None:
             return [Piece(_MINUS_INFINITY, sides[1], False, False), Piece(sides[1], _INFINITY, False, False)]
         return None
     closed = [operator == "<=" for operator in operators]
-    if len(sides) == 2 and names[0] is not None and not is_constant(sides[0]):
-        low, middle, high = None, 0, sides[1]
-    elif len(sides) == 2 and names[1] is not None and not is_constant(sides[1]):
-        low, middle, high = sides[0], 1, None
-    elif len(sides) == 3 and names[1] is not None:
-        low, middle, high = sides[0], 1, sides[2]
-    else:
+    constant = [is_constant(side) for side in sides]
+    if constant not in ([False, True], [True, False], [True, False, True]):
         return None
-    if not all(end is None or is_constant(end) for end in (low, high)):
-        return None
+    middle = constant.index(False)
+    low, high = (sides[0] if middle else None), (sides[-1] if constant[-1] else None)
+    scale, shift = Fraction(1), Fraction(0)
+    inner, modulus = (sides[middle][2], True) if sides[middle][:2] == ("fn", "abs") else (sides[middle], False)
+    if names[middle] is None:
+        line = _line(inner)
+        if line is None or not line[1]:
+            return None
+        _, scale, shift = line
     high_closed = closed[-1] if high is not None else False
     low_closed = closed[0] if low is not None else False
-    if sides[middle][:2] == ("fn", "abs"):
+    pieces = [_piece(low or _MINUS_INFINITY, high or _INFINITY, low_closed, high_closed)]
+    if modulus:
+        if any(end is not None and _position(end) < 0 for end in (low, high)):
+            return None
         if high is None:
-            return [
+            pieces = [
                 _piece(_MINUS_INFINITY, _minus(low), False, low_closed),
                 _piece(low, _INFINITY, low_closed, False),
             ]
-        if low is None:
-            return [_piece(_minus(high), high, high_closed, high_closed)]
-        return [_piece(_minus(high), _minus(low), high_closed, low_closed), _piece(low, high, low_closed, high_closed)]
-    return [_piece(low or _MINUS_INFINITY, high or _INFINITY, low_closed, high_closed)]
+        elif low is None:
+            pieces = [_piece(_minus(high), high, high_closed, high_closed)]
+        else:
+            pieces.insert(0, _piece(_minus(high), _minus(low), high_closed, low_closed))
+    return [_solved(piece, scale, shift) for piece in pieces]
+
+
+def _line(tree: Tree) -> tuple[str, Fraction, Fraction] | None:
+    """Read ``2x - 1`` as (x, 2, -1); a constant as ("", 0, value); None for what is not linear in one symbol."""
+    if is_constant(tree):
+        value = exact_value(tree)
+        return None if value is None else ("", Fraction(0), value)
+    if tree[0] == "sym":
+        return tree[1], Fraction(1), Fraction(0)
+    if tree[0] not in ("add", "neg", "mul", "div"):
+        return None
+    parts = [_line(part) for part in tree[1:]]
+    lines = [part for part in parts if part is not None]
+    symbols = {name for name, _, _ in lines if name}
+    if len(lines) != len(parts) or len(symbols) != 1:
+        return None
+    symbol, scale, shift = symbols.pop(), lines[0][1], lines[0][2]
+    if tree[0] == "neg":
+        return symbol, -scale, -shift
+    for name, other_scale, other_shift in lines[1:]:
+        if tree[0] == "add":
+            scale, shift = scale + other_scale, shift + other_shift
+        elif scale and name:  # a square
+            return None
+        elif tree[0] == "mul":
+            scale, shift = scale * other_shift + shift * other_scale, shift * other_shift
+        elif name or not other_shift:  # one over a symbol, or over nothing
+            return None
+        else:
+            scale, shift = scale / other_shift, shift / other_shift
+    return symbol, scale, shift
+
+
+def _solved(piece: Piece, scale: Fraction, shift: Fraction) -> Piece:
+    """The piece of x for a piece of ``scale * x + shift``."""
+    if (scale, shift) == (1, 0):
+        return piece
+
+    def end(tree: Tree) -> Tree:
+        if tree in (_INFINITY, _MINUS_INFINITY):
+            return tree if scale > 0 else _INFINITY if tree == _MINUS_INFINITY else _MINUS_INFINITY
+        value = exact_value(tree)
+        if value is not None:
+            return ("num", (value - shift) / scale)
+        return ("div", ("add", tree, ("num", -shift)), ("num", scale))
+
+    low, high, low_closed, high_closed = piece
+    if scale > 0:
+        return Piece(end(low), end(high), low_closed, high_closed)
+    return Piece(end(high), end(low), high_closed, low_closed)
+
+
+def unknowns(tree: Tree) -> set[str]:
+    """The names that inequalities are about: the named side's name, else the symbols in it."""
+    parts = tree[1:] if tree[0] in ("either", "both") else (tree,)
+    found: set[str] = set()
+    for part in parts:
+        if part[0] == "rel":
+            for side, name in zip(part[2], part[3]):
+                found |= {name.strip("|")} if name is not None else symbols(side)
+    return found
 
 
 def _minus(tree: Tree | None) -> Tree:

@@ -14,11 +14,14 @@ _ANSWER_DIGITS = 10
 _GOLD_DIGITS = 4
 _GREY_DIGITS = 3
 _INEXACT_TOLERANCE = 1e-12
+_FLOAT_DIGITS = 17
 _FLOAT_NOISE = 2.0**-51  # 7/3 in double precision prints as 2.3333333333333335
 _MARKS = {"pct": "%", "deg": "degree"}
 
 
 def same_quantity(gold: Tree, answer: Tree) -> bool:
+    if (gold[0] == "qty") != (answer[0] == "qty"):
+        gold, answer = _degrees(gold), _degrees(answer)  # 45 degrees may be pi/4
     if "qty" in (gold[0], answer[0]):
         gold, answer = (("qty", tree[1], _MARKS[tree[0]]) if tree[0] in _MARKS else tree for tree in (gold, answer))
     gold_unit, answer_unit = (tree[2] if tree[0] == "qty" else None for tree in (gold, answer))
@@ -34,6 +37,8 @@ def same_quantity(gold: Tree, answer: Tree) -> bool:
         if one.dimension == other.dimension == DEGREE:  # one of them radians, whose factor is no fraction
             sides = ((gold_number, one), (number, other))
             return same_value(*(("deg", side) if unit.factor == 1 else side for side, unit in sides))
+        if _says_more(gold_unit, one, answer_unit, other):
+            return same_number(gold_number, number)
         if {gold_unit.strip(), answer_unit.strip(" s")} == {"£", "pound"}:
             return same_number(gold_number, number)
         if one.dimension != other.dimension:
@@ -52,6 +57,21 @@ def same_quantity(gold: Tree, answer: Tree) -> bool:
             bare = [tree[1] if tree[0] == mark else tree for tree in (gold, answer)]
             return same_number(*bare) or same_number(gold, answer)
     return same_number(gold, answer)
+
+
+def _degrees(tree: Tree) -> Tree:
+    if tree[0] != "qty":
+        return tree
+    unit = unit_of(tree[2])
+    return ("deg", tree[1]) if unit.dimension == DEGREE and unit.factor == 1 else tree
+
+
+def _says_more(gold: str, gold_unit: Unit, answer: str, unit: Unit) -> bool:
+    """Whether one of two units is the other and further words: years, years old; not apples per day."""
+    words, more = sorted((plain_words(gold).split(), plain_words(answer).split()), key=len)
+    if not words or (gold_unit.known and unit.known) or {"per", "squared", "cubed", "square", "cubic"} & set(more):
+        return False
+    return more[: len(words)] == words and all(word.isalpha() for word in more)
 
 
 def _in_si(number: Tree, unit: Unit) -> Tree:
@@ -77,6 +97,8 @@ def same_number(gold: Tree, answer: Tree) -> bool:
     if (gold_decimal is None and decimal is None) or not (is_constant(gold) and is_constant(answer)):
         return False
     gap = _distance(gold, answer)
+    if gold_decimal is not None and decimal is not None and min(gold_decimal[2], decimal[2]) > _FLOAT_DIGITS:
+        return False
     if gold_decimal is not None and gap <= _INEXACT_TOLERANCE * abs(float(gold_decimal[0])):
         return True
     if gold_decimal is None and decimal is not None and decimal[2] >= _ANSWER_DIGITS:

@@ -20,7 +20,7 @@ def verify_json(gold: str, answer: str, entry: Mapping[str, Any], timeout_s: flo
     """Judge JSON by a schema, by an expected value, or by both.
 
     Args:
-        gold: the expected value as JSON text; objects have no order, 1 equals 1.0, true does not equal 1.
+        gold: the expected value as JSON text, "" for none; objects have no order, 1 equals 1.0, true does not equal 1.
         answer: JSON text and nothing else; a fenced block is taken out by ``extraction.answer_of``.
         entry: ``schema`` (JSON schema, or its text; draft 2020-12 unless it names another); ``equal`` false where the gold is
             one valid example among many and only the schema counts.
@@ -31,8 +31,11 @@ def verify_json(gold: str, answer: str, entry: Mapping[str, Any], timeout_s: flo
             schema = json.loads(schema)
         except ValueError as error:
             return Judgement("undecided", f"the schema is text, and no JSON: {error}")
+    equal = entry.get("equal", True)
+    if not isinstance(equal, bool):
+        return Judgement("undecided", f"equal must be true or false, got {equal!r:.40}")
     request = {"op": "json", "what": "json", "answer": answer, "schema": schema, "gold": None}
-    if entry.get("equal", True):
+    if equal and gold.strip():
         request["gold"] = gold
     elif request["schema"] is None:
         return Judgement("undecided", "neither a schema nor a value to compare with")

@@ -8,6 +8,7 @@ A tree is nested tuples, the first element the kind of node:
     ("list", item, …)  ("tuple", item, …)  ("set", item, …)  ("interval", low, high, low closed, high closed)
     ("either", relation, …)  ("both", relation, …): inequalities with "or", with "and" between them
     ("approx", exact, rounded)  ("union", a, b, …)  ("ratio", a, b, …)  ("time", hour, ":30", "a" | "p" | None)
+    ("date", month, day, year or "")
     ("rel", (operator, …), (side, …), (name or None, …))
 """
 
@@ -16,6 +17,9 @@ from __future__ import annotations
 from typing import Any
 
 Tree = tuple[Any, ...]
+
+TEXT_NAME = "'"
+"""How a name begins that is words: of ``\\text{Area} = 27``."""
 
 BIG_OPERATORS = frozenset(["\\sum", "\\prod", "\\int", "\\lim", "\\iint", "\\oint", "\\bigcup", "\\bigcap"])
 ENDS = frozenset(
@@ -33,6 +37,21 @@ def negated(tree: Tree) -> Tree:
     if tree[0] == "qty":
         return ("qty", negated(tree[1]), tree[2])
     return ("neg", tree)
+
+
+def replaced(tree: Tree, old: Tree, new: Tree) -> Tree:
+    """The tree with another one in each place of ``old``."""
+    if tree == old:
+        return new
+    return tuple(replaced(part, old, new) if isinstance(part, tuple) else part for part in tree)
+
+
+def symbols(tree: Tree) -> set[str]:
+    """The names of the symbols in a tree."""
+    if tree[0] == "sym":
+        return {tree[1]}
+    parts = [part for part in tree[1:] if isinstance(part, tuple) and part and isinstance(part[0], str)]
+    return set().union(*map(symbols, parts))
 
 
 def contains(tree: Tree, kind: str, names: frozenset[str]) -> bool:

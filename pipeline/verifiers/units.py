@@ -33,7 +33,9 @@ _PREFIXABLE: dict[str, tuple[str, dict[str, int]]] = {
     "F": ("1", {"kg": -1, "m": -2, "s": 4, "A": 2}), "T": ("1", {"kg": 1, "s": -2, "A": -1}),
     "H": ("1", {"kg": 1, "m": 2, "s": -2, "A": -2}), "Wb": ("1", {"kg": 1, "m": 2, "s": -2, "A": -1}),
     "M": ("1000", {"mol": 1, "m": -3}), "Wh": ("3600", {"kg": 1, "m": 2, "s": -2}), "Ah": ("3600", {"A": 1, "s": 1}),
-    "bar": ("1e5", {"kg": 1, "m": -1, "s": -2}),
+    "bar": ("1e5", {"kg": 1, "m": -1, "s": -2}), "S": ("1", {"kg": -1, "m": -2, "s": 3, "A": 2}), "cd": ("1", {"cd": 1}),
+    "Nm": ("1", {"kg": 1, "m": 2, "s": -2}), "Bq": ("1", {"s": -1}), "Gy": ("1", {"m": 2, "s": -2}),
+    "Sv": ("1", {"m": 2, "s": -2}), "Da": ("1.66053906892e-27", {"kg": 1}),
 }  # fmt: skip
 _DEGREES_PER_RADIAN = "57.2957795130823208767981548141051703324054724665643"
 _OTHERS: dict[str, tuple[str, dict[str, int]]] = {
@@ -45,10 +47,18 @@ _OTHERS: dict[str, tuple[str, dict[str, int]]] = {
        "cup": ("0.0002365882365", {"m": 3}), "ac": ("4046.8564224", {"m": 2}), "mph": ("0.44704", {"m": 1, "s": -1}),
     "atm": ("101325", {"kg": 1, "m": -1, "s": -2}),
     "degree": ("1", {"degree": 1}), "dozen": ("12", {}), "%": ("1/100", {}), "$": ("1", {"$": 1}),
-    "degC": ("1", {"K": 1}), "degF": ("5/9", {"K": 1}), "rad": (_DEGREES_PER_RADIAN, {"degree": 1}), "rpm": ("1/60", {"s": -1}),
+    "degC": ("1", {"K": 1}), "degF": ("5/9", {"K": 1}), "rad": (_DEGREES_PER_RADIAN, {"degree": 1}),
+    "rpm": ("6", {"degree": 1, "s": -1}),
     "mmHg": ("133.322387415", {"kg": 1, "m": -1, "s": -2}), "psi": ("6894.757293168", {"kg": 1, "m": -1, "s": -2}),
     "knot": ("1852/3600", {"m": 1, "s": -1}), "ppm": ("1e-6", {}), "Å": ("1e-10", {"m": 1}), "month": ("2629800", {"s": 1}),
-    "cent": ("1/100", {"$": 1}), "€": ("1", {"€": 1}), "£": ("1", {"£": 1}), "¥": ("1", {"¥": 1}),
+    "cent": ("1/100", {"$": 1}), "€": ("1", {"€": 1}), "£": ("1", {"£": 1}), "¥": ("1", {"¥": 1}), "₹": ("1", {"₹": 1}),
+    "Torr": ("101325/760", {"kg": 1, "m": -1, "s": -2}), "cmHg": ("1333.22387415", {"kg": 1, "m": -1, "s": -2}),
+    "inHg": ("3386.388640341", {"kg": 1, "m": -1, "s": -2}), "rev": ("360", {"degree": 1}),
+    "dyn": ("1e-5", {"kg": 1, "m": 1, "s": -2}), "erg": ("1e-7", {"kg": 1, "m": 2, "s": -2}),
+    "amu": ("1.66053906892e-27", {"kg": 1}), "lbf": ("4.4482216152605", {"kg": 1, "m": 1, "s": -2}),
+    "hp": ("745.69987158227022", {"kg": 1, "m": 2, "s": -3}), "BTU": ("1055.05585262", {"kg": 1, "m": 2, "s": -2}),
+    "AU": ("149597870700", {"m": 1}), "ly": ("9460730472580800", {"m": 1}), "nmi": ("1852", {"m": 1}),
+    "slug": ("14.593902937206", {"kg": 1}), "gauss": ("1e-4", {"kg": 1, "s": -2, "A": -1}),
 }  # fmt: skip
 _WORDS = {
     "meter": "m", "metre": "m", "gram": "g", "gramme": "g", "second": "s", "sec": "s", "liter": "L", "litre": "L",
@@ -62,12 +72,30 @@ _WORDS = {
     "molar": "M", "angstrom": "Å", "inch": "in", "inche": "in", "foot": "ft", "feet": "ft", "yard": "yd", "mile": "mi",
     "ounce": "oz", "pound": "lb", "lbs": "lb", "gallon": "gal", "dollar": "$", "usd": "$", "euro": "€", "eur": "€",
     "deg": "degree", "percent": "%", "percentage": "%", "pct": "%", "cc": "cm^3", "kph": "km/h", "kmh": "km/h",
-    "rupee": "rupee", "atmosphere": "atm",
+    "rupee": "₹", "inr": "₹", "atmosphere": "atm", "torr": "Torr", "micron": "µm", "siemens": "S", "candela": "cd",
+    "revolution": "rev", "btu": "BTU", "horsepower": "hp", "dyne": "dyn", "dalton": "Da", "lightyear": "ly",
+    "electronvolt": "eV", "becquerel": "Bq", "sievert": "Sv",
 }  # fmt: skip
+_MAX_CHARS = 200
 DEGREE = (("degree", 1),)
 _OFFSETS = {"degC": Fraction("273.15"), "degF": Fraction("459.67") * Fraction(5, 9)}
-_PART = re.compile(r"(?P<name>[^\W\d_]+|[%$€£¥])(?:\^?(?P<power>-?\d))?")
+_PART = re.compile(r"(?P<name>[^\W\d_]+|[%$€£¥₹])(?:\^?(?P<power>-?\d))?")
 _DEGREES = re.compile(r"°\s*([CF])\b|\b(?:deg|degrees?)\.?\s*(c|f|celsius|fahrenheit|centigrade)\b", re.IGNORECASE)
+_SIGNS = str.maketrans(
+    {"μ": "µ", "Ω": "ohm", "\u2126": "ohm", "\u212b": "Å", "℃": "°C", "℉": "°F", "ℓ": "L", "−": "-", "\u00a0": " ", "º": "°"}
+)
+_BRACED = r"((?:[^{}]|\{[^{}]*\})*)"
+_UPRIGHT = re.compile(rf"\\(?:text\w*|math(?:rm|bf|sf|it)|mbox|operatorname)\s*\{{{_BRACED}\}}")
+_QUOTIENT = re.compile(rf"\\[dt]?frac\s*\{{{_BRACED}\}}\s*\{{{_BRACED}\}}")
+_LATEX_SIGNS = (
+    (re.compile(r"\\(?:text)?AA(?![A-Za-z])|\\mathring\s*(?:\{\s*A\s*\}|A)"), "Å"),
+    (re.compile(r"\\(?:text|up)?mu(?![A-Za-z])"), "µ"),
+    (re.compile(r"\\Omega(?![A-Za-z])"), "ohm"),
+    (re.compile(r"\^?\s*\{?\s*\\(?:circ|degree)(?![A-Za-z])\s*\}?"), "°"),
+    (re.compile(r"\\ell(?![A-Za-z])"), "L"),
+    (re.compile(r"\\(?:cdot|times|ast)(?![A-Za-z])"), "·"),
+    (re.compile(r"\\(?:left|right|q?quad|rm)(?![A-Za-z])|\\[,;:! ]|~"), " "),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,36 +114,82 @@ class Unit:
 
 @functools.lru_cache(maxsize=4096)
 def unit_of(text: str) -> Unit:
-    """Read a unit: ``cm^2``, ``kilometers per hour``, ``$``, ``apples``; ``known`` is False for a word not in the table."""
-    if not text.isascii():
-        text = with_powers(text).replace("μ", "µ").replace("Ω", "ohm").replace("Ω", "ohm")
-    text = _DEGREES.sub(lambda m: " deg" + (m[1] or m[2])[0].upper(), text)
+    r"""Read a unit: ``cm^2``, ``kilometers per hour``, ``\mathrm{~kJ~mol^{-1}}``, ``$``, ``apples``.
+
+    ``known`` is False for a word not in the table. After a slash all is below it, but for a later negative power:
+    ``J/kg K`` is ``J/(kg K)``, and ``W/m^2 K^{-4}`` is ``W m^{-2} K^{-4}``.
+    """
+    if len(text) > _MAX_CHARS:
+        return Unit(Fraction(1), (("?" + text.casefold(), 1),), known=False)
+    text = plain_signs(text)
+    if "\\" in text or "$" in text or "{" in text or "~" in text:
+        text = _without_latex(text)
+    text = _DEGREES.sub(lambda m: " deg" + (m[1] or m[2])[0].upper(), text).replace("°", " degree ")
     text = re.sub(r"\bsq(?:uare|\.)?\s+([a-zµ]+)", r"\1^2", re.sub(r"\bcu(?:bic|\.)?\s+([a-zµ]+)", r"\1^3", text.strip(" .")))
     text = re.sub(r"\bsquared\b", "^2", re.sub(r"\bcubed\b", "^3", re.sub(r"\s+per\s+|\s*/\s*", "/", text)))
-    text = re.sub(r"\s*\^\s*\{?(-?\d)\}?", r"^\1", text)
+    text = re.sub(r"\s*\^\s*\{?(-?\d)\}?(?=([^\W\d_])?)", lambda m: f"^{m[1]}" + (" " if m[2] else ""), text)
+    text = re.sub(r"\b(mm|cm|in)\s+Hg\b", r"\1Hg", re.sub(r"\b(light|electron)[- ](year|volt)", r"\1\2", text))
+    text = re.sub(r"(?<=[^\W\d_])-(?=[^\W\d_])", "·", text)  # kilowatt-hour
     if text.startswith("1/"):
         text = text[1:]
-    factor, dimension, known = Fraction(1), {}, True
-    sign = 1
-    for piece in re.split(r"([/*·⋅\s()]+)", text):
-        if not piece.strip():
+    unit = _product(re.split(r"([/()]|[*·⋅\s]+)", text), 0)[0]
+    offset = _OFFSETS.get(_WORDS.get(text.strip().casefold(), text.strip()), Fraction(0))
+    return Unit(unit.factor, unit.dimension, unit.known, offset)
+
+
+def plain_signs(text: str) -> str:
+    """Superscripts as powers, and each sign of a unit that Unicode has more than once as the one of the table."""
+    return text if text.isascii() else with_powers(text).translate(_SIGNS)
+
+
+def _without_latex(text: str) -> str:
+    """``\\mathrm{~m}\\,\\mathrm{s}^{-2}`` as ``m s^-2``; what is no unit keeps its backslash."""
+    text = text.replace("\\%", "%").replace("\\$", "\0")
+    text = (text.replace("$", " ") if text.count("$") > 1 else text).replace("\0", "$")
+    for sign, plain in _LATEX_SIGNS:
+        text = sign.sub(plain, text)
+    for _ in range(3):  # \frac of \mathrm of \text
+        text = _QUOTIENT.sub(r" (\1)/(\2) ", _UPRIGHT.sub(r" \1 ", text))
+    text = re.sub(r"\^\s*\{\s*([^{}]*?)\s*\}", r"^\1", text).replace("{", " ").replace("}", " ")
+    return re.sub(r"µ\s+(?=[A-Za-z])|(?<![^\W\d_])([kMGm])\s+(?=ohm)", lambda m: m[1] or "µ", text)
+
+
+def _product(pieces: list[str], at: int) -> tuple[Unit, int]:
+    """Multiply the units from a piece on, up to the bracket that closes them; return where that is."""
+    factor, known = Fraction(1), True
+    dimension: dict[str, int] = {}
+    sign, after_slash = 1, False
+    while at < len(pieces):
+        piece = pieces[at]
+        at += 1
+        if piece == ")":
+            break
+        if piece == "/":
+            sign, after_slash = -1, True
+        if not piece.strip(" /*·⋅\t\n"):
             continue
-        if set(piece) <= set("/*·⋅ ()"):
-            sign = -1 if "/" in piece else sign
-            continue
-        part = _PART.fullmatch(piece)
-        found = _one(part["name"]) if part else None
-        power = sign * int(part["power"] or 1) if part else sign
-        if found is None:
-            known = False
-            name = (part["name"] if part else piece).casefold()
-            # The question mark: "5 M" of unknown things is not "5 m".
-            found = (Fraction(1), {"?" + (name[:-1] if name.endswith("s") and len(name) > 3 else name): 1})
+        if piece == "(":
+            group, at = _product(pieces, at)
+            raised = re.fullmatch(r"\^(-?\d)", pieces[at]) if at < len(pieces) else None
+            at += bool(raised)
+            power = int(raised[1]) if raised else 1
+            found, known = (group.factor, dict(group.dimension)), known and group.known
+        else:
+            part = _PART.fullmatch(piece)
+            named = _one(part["name"]) if part else None
+            power = int(part["power"] or 1) if part else 1
+            if named is None:
+                known = False
+                name = (part["name"] if part else piece).casefold()
+                # The question mark: "5 M" of unknown things is not "5 m".
+                named = (Fraction(1), {"?" + (name[:-1] if name.endswith("s") and len(name) > 3 else name): 1})
+            found = named
+        power *= sign if power > 0 or after_slash else 1
+        after_slash = False
         factor *= found[0] ** power
         for base, exponent in found[1].items():
             dimension[base] = dimension.get(base, 0) + exponent * power
-    offset = _OFFSETS.get(_WORDS.get(text.strip().casefold(), text.strip()), Fraction(0))
-    return Unit(factor, tuple(sorted((base, power) for base, power in dimension.items() if power)), known, offset)
+    return Unit(factor, tuple(sorted((base, power) for base, power in dimension.items() if power)), known), at
 
 
 def is_known(text: str) -> bool:

@@ -42,7 +42,10 @@ def hostile_answers(marker: Path) -> list[str]:
         "\\pm " * 900 + "4", "1,2," * 900 + "3", "\\begin{pmatrix}" * 200, "\\begin{pmatrix}1&1\\\\1&1\\end{pmatrix}" * 60,
         "|" * 3_000, "\\text{" * 700, "\\{" * 1_900, " " * 3_000 + "4" + " " * 900, "$" * 3_001, "\\[" * 1_900, "1 " * 1_900,
         "a_{" * 900, "\\cup" * 900, "f(" * 1_500, "4=" * 1_900 + "4", "%" * 3_900, "\\" * 3_901, "\n" * 3_900 + "4",
-        "answer is " * 390, "\\frac12" * 500 + "x", "0." + "0" * 3_890 + "1",
+        "answer is " * 390, "\\frac12" * 500 + "x", "0." + "0" * 3_890 + "1", "C_" * 1_900, "{}_" * 1_300, "(mod " * 780,
+        "\\left\\{\\begin{array}" * 180, "P(|" * 1_300, "_5C_2" * 700, "\\text{ for all } x" * 200, "\\mathrm{m}/" * 350,
+        "+".join(["\\lfloor x/3\\rfloor"] * 150), "+".join(f"|x-{n}|" for n in range(300)), "\\max(" * 200 + "1" + ")" * 200,
+        ",".join(f"{a}{b}=4" for a in "abcdfgh" for b in "klmnopqrstuvwxyz"), "5 (" * 1_200, "March 3 " * 480, "个" * 3_900,
     ]  # fmt: skip
     injections = [
         write, f"__import__('os').system('touch {marker}')", f"\\text{{{write}}}", f"sympy.sympify(\"{write}\")",
@@ -57,7 +60,9 @@ def hostile_answers(marker: Path) -> list[str]:
         "4 or 5 or 6", "5, 6", "\\{5, 6\\}", "any number", "x", "the gold answer", "5 and not 5", "\\pm 5",
         "5 \\text{ or } 7", "[4, 6]", "(5", "5)", "5 \\ne 5", "x \\ge 5", "4 \\approx 5", "4 = 5", "5 6", "05 + 1",
         "5.0000000001", "5_7 + 1", "\\boxed{}", "answer = gold", "\\overline{5}5", "5i", "5\\pi", "5x", "6-\\epsilon",
-        "\\mathbb{R}", "5 \\to 6", "\\lfloor 5.5 \\rfloor + 1", "-5", "|5|+|1|", "\\sqrt{25.1}",
+        "\\ln 0", "5+\\ln 0", "5\\text{ or more}", "\\text{not }5", "5_{0}", "101_{1-0}", "2x=5", "\\max(5,x)", "x5",
+        "a=5, b=5", "C(5,1)-C(5,5)", "\\lfloor x\\rfloor+5", "5\\pmod{4}", "5\\begin{pmatrix}1\\end{pmatrix}",
+        "9^{9^{9^9}} \\bmod 10", "\\mathbb{R}", "5 \\to 6", "\\lfloor 5.5 \\rfloor + 1", "-5", "|5|+|1|", "\\sqrt{25.1}",
     ]  # fmt: skip
     return towers + giants + injections + cheats
 

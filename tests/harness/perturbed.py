@@ -5,8 +5,8 @@ r"""Count false accepts on perturbed answers and false rejects on other writings
 Golds are drawn as values (numbers, polynomials, points, sets, intervals, matrices, quantities, words) and written out. A
 negative is another value of the same family, or the gold's text broken; that it differs from the gold follows from how it was
 made, and is never asked of the verifier. A positive is the same value in another writing. Both are judged as a model would
-write them: boxed after a think block, but for the prose kinds, which are bare. Exit code 1 where more than one negative in a
-thousand is accepted.
+write them: boxed after a think block, but for the prose kinds, which are bare. `perturbed_notations.py` has the families about
+notation. Exit code 1 where more than one negative in a thousand is accepted.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 
 from stillhouse.pipeline.verifiers.rows import judge_rows
+from tests.harness.perturbed_notations import NOTATIONS
 from tests.harness.side_by_side import parser_of
 
 MAX_FALSE_ACCEPTS = 0.001
@@ -323,7 +324,7 @@ def prose(draw: random.Random) -> Iterator[Case]:
 
 FAMILIES: list[Callable[[random.Random], Iterator[Case]]] = [
     integers, rationals, decimals, radicals, polynomials, functions, extremes, points, sets, intervals, relations, matrices,
-    units, words, prose,
+    units, words, prose, *NOTATIONS,
 ]  # fmt: skip
 
 

@@ -6,6 +6,7 @@ test it comes from. Rows that are left out stand in ``left_out.jsonl``, each wit
 """
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,7 @@ def test_the_same_value_in_another_writing_and_another_value_in_the_same():
         "math", [{"gold": row["gold"], "pred": f"<think></think>So \\boxed{{{row['pred']}}}."} for row in table]
     )
     wrong = [(row, said) for row, said in zip(table, judged) if (said["verdict"] == "correct") != bool(row["expected"])]
-    assert len(table) > 900
+    assert len(table) > 1_100
     assert wrong == []
 
 
@@ -96,5 +97,110 @@ def test_the_answer_is_found_in_whole_completions(extract):
     table = rows("completions")
     judged = judge_rows("math", table, extract=extract)
     wrong = [(row, said) for row, said in zip(table, judged) if (said["verdict"] == "correct") != bool(row[extract])]
-    assert len(table) > 90
+    assert len(table) > 130
     assert wrong == []
+
+
+WRAPPERS = ("${}$", "\\({}\\)", "\\[{}\\]", " {} ", "\\boxed{{{}}}", "\\displaystyle {}", "{}\\\\", "{}\\,")
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_what_is_only_typography_does_not_change_the_verdict(wrapper):
+    """The same answer would count for a model that writes dollars, and not for one that does not."""
+    table = rows("writings")[WRAPPERS.index(wrapper) :: 4]
+    cases = [(row["gold"], f"<think></think>\\boxed{{{wrapper.format(row['pred'])}}}", row["expected"]) for row in table]
+    judged = judge_rows("math", [{"gold": gold, "pred": pred} for gold, pred, _ in cases])
+    assert [case for case, said in zip(cases, judged) if (said["verdict"] == "correct") != bool(case[2])] == []
+
+
+PIECES = (
+    *(
+        "1",
+        "2",
+        "0.5",
+        "x",
+        "n",
+        "+",
+        "-",
+        "*",
+        "/",
+        "^",
+        "_",
+        "=",
+        "<",
+        "\\le",
+        "(",
+        ")",
+        "[",
+        "]",
+        "{",
+        "}",
+        "\\{",
+        "\\}",
+        ",",
+        ";",
+    ),
+    *(
+        "|",
+        "!",
+        "%",
+        "\\frac",
+        "\\frac{1}{2}",
+        "\\sqrt",
+        "\\pi",
+        "\\infty",
+        "\\ln",
+        "\\pm",
+        "\\cup",
+        "\\in",
+        "\\text{ cm}",
+        "\\text{or}",
+    ),
+    *(
+        "\\begin{pmatrix}",
+        "\\end{pmatrix}",
+        "\\begin{pmatrix}1\\\\2\\end{pmatrix}",
+        "\\begin{cases}",
+        "\\end{cases}",
+        "&",
+        "\\\\",
+    ),
+    *(
+        "^\\circ",
+        "\\binom",
+        "\\sum",
+        "\\to",
+        "\\pmod{3}",
+        "\\overline{3}",
+        "\\ldots",
+        "x=1",
+        "y=2",
+        "(1,2)",
+        "(x,y)",
+        "\\lfloor",
+        "\\max",
+    ),
+    *("C(5,2)", "_5C_2", "March", "3rd", "10:30", "pm", "km/h", "个", "和"),
+)
+SOME_GOLDS = (
+    "5",
+    "(1,2)",
+    "x=1, y=2",
+    "x>3",
+    "|x|<2",
+    "\\text{even}",
+    "5\\text{ cm}",
+    "March 3",
+    "3:30",
+    "\\lfloor x\\rfloor",
+    "2:3",
+)
+
+
+def test_nothing_that_a_model_may_write_raises():
+    """One garbled answer would end the verification of the whole file."""
+    draw = random.Random(4)
+    for _ in range(2_500):
+        text = draw.choice(["", " "]).join(draw.choice(PIECES) for _ in range(draw.randint(1, 8)))
+        gold, pred = draw.sample([draw.choice(SOME_GOLDS), text], 2)
+        assert judge_row("math", {"gold": gold, "pred": pred}, timeout_s=1.0)["verdict"] in ("correct", "wrong", "undecided")

@@ -1,8 +1,10 @@
 """Numbers with tolerance and unit, JSON, regular expressions, and a user's own function."""
 
+import itertools
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +12,10 @@ from stillhouse.pipeline import judge_process
 from stillhouse.pipeline.errors import RecipeError, StillhouseError
 from stillhouse.pipeline.records import Problem
 from stillhouse.pipeline.verification import judge, require_known_kind, self_check, verify
+from stillhouse.pipeline.verifiers.rows import judge_row
 from stillhouse.pipeline.verifiers.units import unit_of
+
+ROWS = [json.loads(line) for line in (Path(__file__).parents[1] / "conformance" / "other_kinds.jsonl").read_text().splitlines()]
 
 
 def problem(kind, gold, entry=None):
@@ -86,6 +91,34 @@ def problem(kind, gold, entry=None):
 def test_numbers_with_tolerance_and_unit(gold, answer, entry, outcome):
     """An engineer's answers carry units; one in another unit is right, one of another quantity is not."""
     assert verify(problem("number", gold, entry), answer).outcome == outcome
+
+
+@pytest.mark.parametrize("kind", ["number", "choice", "exact", "json", "regex"])
+def test_answers_as_data_sets_and_models_write_them(kind):
+    """A notation that is misread drops right traces, or trains on wrong ones; each row was judged by hand."""
+    rows = [row for row in ROWS if row["kind"] == kind]
+    assert len(rows) > 30
+    for row in rows:
+        said = judge_row(kind, row, extract=row.get("extract", "strict"))
+        assert said["verdict"] == row["expected"], (row, said["reason"])
+
+
+@pytest.mark.parametrize(
+    ("unit", "other"),
+    [("m/s^2", r"$\frac{\mathrm{m}}{\mathrm{s}^2}$"), ("kJ/mol", r"$\mathrm{~kJ} \mathrm{~mol}^{-1}$"), ("Å", r"\AA"),
+     ("μm", r"\mu\text{m}"), ("°C", r"^{\circ}\mathrm{C}"), ("kΩ", r"\mathrm{k}\Omega"), ("kW h", "kilowatt-hour"),
+     ("W/(m^2 K^4)", "W/m^2 K^{-4}"), ("J/kg", "(m/s)^2"), ("kg m/s", "kg (m/s)"), ("J/(mol K)", "J/mol K")],
+)  # fmt: skip
+def test_a_unit_has_many_spellings(unit, other):
+    """A data set's unit in LaTeX would be of no kind, and every answer in plain letters wrong."""
+    assert unit_of(unit) == unit_of(other)
+    assert unit_of(unit).known
+
+
+def test_a_unit_without_end_is_read_in_time():
+    """A field of a hostile row is matched in the process itself, where no deadline kills it."""
+    for text in ("$" * 4000, "m/(" * 2000, "(" * 4000, " " * 4000 + "x"):
+        assert not unit_of(text).known
 
 
 @pytest.mark.parametrize(
@@ -167,6 +200,35 @@ def test_an_option_is_its_letter(gold, answer, outcome):
     assert verify(problem("choice", gold), answer).outcome == outcome
 
 
+LABELS = ["{}", "({})", "{})", "{}.", "[{}]", "**{}**", r"\text{{{}}}", r"\textbf{{({})}}", "Option {}", "Answer: {}"]
+BETWEEN = [" and ", " or ", ", ", "/", " & ", "; ", "\n", " ", " and/or ", " then ", " vs ", " → ", r" \text{ and } "]
+
+
+@pytest.mark.parametrize("extract", ["strict", "lenient"])
+def test_two_letters_never_win(extract):
+    """A model that names every option would be always right."""
+    for first, between, second in itertools.product(LABELS, BETWEEN, LABELS):
+        both = first.format("B") + between + second.format("C")
+        for gold, pred in itertools.product("BC", (both, f"<think>x</think> \\boxed{{{both}}}")):
+            assert judge_row("choice", {"gold": gold, "pred": pred}, extract=extract)["verdict"] != "correct", pred
+
+
+@pytest.mark.parametrize("extract", ["strict", "lenient"])
+def test_a_letter_wins_whatever_its_option_says(extract):
+    """An option's text may hold letters, lists and other options, and is right all the same."""
+    texts = ["Paris", "A decrease", "I and II only", "Both A and C", "A and C", "John F. Kennedy", r"$\frac{1}{2}$", "f(A) = 3"]
+    for label, text in itertools.product(["({}) ", "{}) ", "{}. ", "{}: ", r"\textbf{{({})}}\ ", "**{}.** "], texts):
+        option = label.format("B") + text
+        for gold, pred, outcome in (
+            ("B", option, "correct"),
+            ("C", option, "wrong"),
+            (option, "B", "correct"),
+            (option, "C", "wrong"),
+        ):
+            row = {"gold": gold, "pred": f"<think>x</think> \\boxed{{{pred}}}"}
+            assert judge_row("choice", row, extract=extract)["verdict"] == outcome, (gold, pred)
+
+
 @pytest.mark.parametrize(
     ("gold", "answer", "outcome"),
     [
@@ -226,6 +288,15 @@ def test_a_users_own_function_cannot_spoil_the_run(own_module):
         verify(problem("python:my_checks:no_such", "2"), "4")
 
 
+def test_a_number_of_numpy_says_true_as_well(own_module):
+    """Most functions that compare numbers say numpy's own True, and all their verdicts would be undecided."""
+    (own_module / "my_numpy_checks.py").write_text(
+        "import numpy\ndef close(answer, gold, entry):\n    return numpy.isclose(float(answer), float(gold))\n"
+    )
+    assert verify(problem("python:my_numpy_checks:close", "2"), "2.0").outcome == "correct"
+    assert verify(problem("python:my_numpy_checks:close", "2"), "2.1").outcome == "wrong"
+
+
 @pytest.mark.parametrize("kind", ["python:os", "python:os:", "python::f", "python:a b:f", "python:os.path:join.x", "python"])
 def test_a_name_that_is_no_function_is_refused(kind):
     """A typing error in a recipe must stop it before the teacher is paid."""
@@ -245,6 +316,49 @@ def test_the_other_kinds_pass_their_self_check():
     report = self_check(problems)
     assert report.failures == []
     assert report.num_mutated >= 2 * len(problems)
+
+
+def test_sound_problems_are_not_refused_by_the_self_check():
+    """A source of sound problems would be refused for altered answers that are no wrong ones."""
+    problems = [
+        problem("choice", "(C) Paris"),
+        problem("choice", "(D) Both (A) and (B)"),
+        problem("exact", "f(x) = {x"),
+        problem("json", '{"a": "}"}'),
+        problem("json", '{"a": 1}', {"schema": {"type": "object"}, "equal": False}),
+        problem("json", "", {"schema": {"type": "object"}}),
+        problem("regex", "", {"pattern": "[^,]*"}),
+    ]
+    report = self_check(problems)
+    assert (report.failures, report.sound) == ([], True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "entry", "why"),
+    [("json", {"schema": {"type": "objct"}}, "no schema"), ("json", {"schema": {"$ref": "#/$defs/a"}}, "leads nowhere"),
+     ("regex", {"pattern": "("}, "no regular expression")],
+)  # fmt: skip
+def test_what_can_judge_nothing_fails_the_self_check(kind, entry, why):
+    """A broken schema without a gold would be found when every trace is undecided, and paid for."""
+    broken = problem(kind, "", entry)
+    report = self_check([broken])
+    assert report.unsound == {broken.id}
+    assert why in report.failures[0]
+    assert not report.sound
+
+
+def test_a_schema_alone_judges_a_recipes_problem():
+    """Every trace of a source that has schemas and no answers would be undecided."""
+    only_schema = problem("json", "", {"schema": {"type": "object", "required": ["a"]}})
+    assert verify(only_schema, '{"a": 1}').outcome == "correct"
+    assert verify(only_schema, "{}").outcome == "wrong"
+
+
+def test_json_numbers_without_bounds_are_undecided_at_worst():
+    """One number would hold up the stage, or end it."""
+    for number in ("1e999999999", "1e-999999999", "1e99999999999999999999", "9" * 5000):
+        assert judge("json", "", number, {"schema": {"multipleOf": 0.5, "minimum": 0}}).outcome in ("undecided", "correct")
+        assert judge("json", "1", number, {}).outcome in ("undecided", "wrong")
 
 
 def test_an_entry_that_is_no_object_is_named():

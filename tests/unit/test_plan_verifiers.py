@@ -51,7 +51,7 @@ def test_measured_rates_stand_in_the_plan(recipe_of):
     ("rows", "kind", "expected"),
     [
         ([{"prompt": f"Why {n}?", "answer": "because"} for n in range(9)], "number", "9 of 9 gold answers do not verify"),
-        ([{"prompt": f"Say {n}", "answer": "x", "pattern": "(?s).*"} for n in range(9)], "regex", "accepts 18 of 18 altered"),
+        ([{"prompt": f"Say {n}", "answer": "x", "pattern": "(?s).*"} for n in range(9)], "regex", "accepts 9 of 9 altered"),
         ([{"prompt": "A question", "answer": ""}], "math", "answer"),
     ],
 )

@@ -113,6 +113,78 @@ def test_every_kind_has_its_row():
     assert judge_row("json", {"schema": {"type": "array"}, "pred": "{}"})["verdict"] == "wrong"
 
 
+GYM_ITEM = {"question": "4 + 3 = ?", "answer": "7", "metadata": {"source_dataset": "chain_sum"}}
+
+
+@pytest.mark.parametrize(
+    ("entry", "pred", "outcome"),
+    [
+        (GYM_ITEM, r"\boxed{7}", "correct"),
+        (json.dumps(GYM_ITEM), r"\boxed{\text{7}}", "correct"),
+        (GYM_ITEM, r"\boxed{8}", "wrong"),
+        ({"answer": "1234567", "metadata": {"source_dataset": "chain_sum"}}, r"\boxed{1{,}234{,}567}", "correct"),
+        ({"answer": "yes", "metadata": {"source_dataset": "syllogism"}}, r"\boxed{\text{yes}}", "correct"),
+        (
+            {"answer": "2 days", "metadata": {"source_dataset": "time_intervals", "task_type": "date"}},
+            "2 days, 9 days",
+            "wrong",
+        ),
+        ({"answer": "a, b", "metadata": {"source_dataset": "word_sorting", "sorted_words": ["a", "b"]}}, "a, b, c", "wrong"),
+        (
+            {"answer": "x + C", "metadata": {"source_dataset": "simple_integration", "variable": "x", "integrand": "1"}},
+            "x + C or 2*x",
+            "wrong",
+        ),
+    ],
+)
+def test_an_item_of_reasoning_gym_is_a_row(entry, pred, outcome):
+    """Whoever has the items alone could not score a model; and "this or that" must not count as this."""
+    assert judge_row("reasoning_gym", {"entry": entry, "pred": pred})["verdict"] == outcome
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"entry": "x"},
+        {"entry": {"answer": "7"}},
+        {"entry": {"answer": "7", "metadata": {"source_dataset": "no_such_task"}}},
+        {"entry": GYM_ITEM, "options": {"no_such_option": 1}},
+        {"entry": GYM_ITEM, "task": 5},
+    ],
+)
+def test_an_item_that_is_none_is_said(row):
+    """One broken row would end a scoring run with a traceback."""
+    with pytest.raises(RecipeError, match=r"reasoning|entry"):
+        judge_row("reasoning_gym", {"pred": "7", **row})
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        ("json", {"pred": "1"}),
+        ("regex", {"pred": "1"}),
+        ("code", {"pred": "1"}),
+        ("number", {"gold": "1", "pred": "1", "entry": [1]}),
+    ],
+)
+def test_a_row_that_nothing_can_judge_is_refused(kind, row):
+    """A misspelt column would make every row undecided, with an exit code that says all is well."""
+    with pytest.raises(RecipeError, match=r"needs|must be"):
+        judge_row(kind, row)
+
+
+def test_a_column_that_a_kind_does_not_read_is_left_alone():
+    """A data set with an ``entry`` of its own could not be judged at all."""
+    assert judge_row("math", {"gold": "1", "pred": "1", "entry": "aardvark"})["verdict"] == "correct"
+
+
+def test_a_long_text_is_matched_by_its_pattern():
+    """An essay that has to hold no comma is longer than any formula."""
+    row = {"pattern": "[^,]*", "pred": "no comma here " * 1000}
+    assert judge_row("regex", row)["verdict"] == "correct"
+    assert judge_row("regex", {**row, "pred": row["pred"] + ","})["verdict"] == "wrong"
+
+
 def test_a_row_without_its_fields_is_named():
     """A misspelt column would be judged as no answer, 10,000 times."""
     with pytest.raises(RecipeError, match=r"'gold' and 'pred'.*'answer'"):

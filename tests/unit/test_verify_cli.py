@@ -86,6 +86,28 @@ def test_a_row_that_cannot_be_read_is_said_and_costs_no_other(line, expected):
     assert b"Traceback" not in done.stderr
 
 
+def test_a_broken_item_of_reasoning_gym_costs_no_other():
+    """One row without its task would end in a traceback, and take the verdicts of all rows after it."""
+    item = {"question": "4 + 3 = ?", "answer": "7", "metadata": {"source_dataset": "chain_sum"}}
+    rows = [
+        {"entry": "x", "pred": "7"},
+        {"entry": {**item, "metadata": {}}, "pred": "7"},
+        {"entry": item, "pred": "7", "id": "c"},
+    ]
+    done = verify("--kind", "reasoning_gym", rows=rows)
+    said = [json.loads(row) for row in done.stdout.splitlines()]
+    assert [row["verdict"] for row in said] == ["undecided", "undecided", "correct"]
+    assert (done.returncode, said[2]["id"]) == (2, "c")
+    assert "Traceback" not in done.stderr
+
+
+def test_an_override_without_a_recipe_is_refused():
+    """A setting would be passed over in silence."""
+    done = verify("--set", "problems.test=[]")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--self-test" in done.stderr
+
+
 def test_an_unknown_kind_is_refused():
     """A misspelt kind would be found after a file was read."""
     done = verify("--kind", "poetry")
