@@ -15,7 +15,7 @@ from typing import Any
 
 from stillhouse.jobs.cluster import meant_error
 from stillhouse.jobs.judged_by import judged_by
-from stillhouse.jobs.own_code import own_folders, search_in
+from stillhouse.jobs.own_code import filter_names, own_code, own_folders, search_in
 from stillhouse.jobs.probing import PROBE_KEYS, student_pass_rates
 from stillhouse.jobs.run_state import RunState, StageOutput, read_problems
 from stillhouse.jobs.sources import evaluation_set_identities, filter_settings
@@ -55,6 +55,7 @@ def filter_stage(run: RunState) -> None:
             "dedup_version": DEDUP_VERSION,
             "decontamination_version": DECONTAMINATION_VERSION,
             "selection_version": SELECTION_VERSION,
+            "own_filters": own_code(filter_names(run.recipe)),
             **judged_by(run.recipe),
         },
         inputs={name: run.manifests[name].fingerprint for name in ("traces", "probe") if name in run.manifests},

@@ -33,11 +33,20 @@ def top_module(name: str) -> str:
     return name.removeprefix(PYTHON_PREFIX).partition(":")[0].partition(".")[0]
 
 
-def _own_names(recipe: Recipe) -> list[str]:
-    """The top modules of the recipe's own functions, in their order."""
+def verifier_kinds(recipe: Recipe) -> list[str]:
+    """The verifiers that judge the recipe's problems, by name."""
     sources = (*recipe.problems.train, *recipe.problems.validation, *recipe.problems.test)
-    names = [getattr(source, "kind", "") for source in sources]
-    names += [getattr(recipe.teacher, "problem_kind", ""), *(step.name for step in recipe.filters.list)]
+    kinds = [getattr(source, "kind", "") for source in sources] + [getattr(recipe.teacher, "problem_kind", "")]
+    return list(dict.fromkeys(filter(None, kinds)))
+
+
+def filter_names(recipe: Recipe) -> list[str]:
+    """The recipe's filters, by name."""
+    return [step.name for step in recipe.filters.list]
+
+
+def _modules(names: Iterable[str]) -> list[str]:
+    """The top modules of those names that are functions of a user's own."""
     return list(dict.fromkeys(top_module(name) for name in names if ":" in name))
 
 
@@ -57,7 +66,7 @@ def refuse_shadowed(recipe: Recipe, folders: Iterable[Path]) -> None:
         RecipeError: another one would be: an installed one, or one that this process imported for another recipe.
     """
     folders = list(folders)
-    for module in _own_names(recipe):
+    for module in _modules([*verifier_kinds(recipe), *filter_names(recipe)]):
         beside = [path for folder in folders for path in (folder / f"{module}.py", folder / module) if path.exists()]
         place = _place(module)
         if beside and place != beside[0].resolve():
@@ -68,19 +77,24 @@ def refuse_shadowed(recipe: Recipe, folders: Iterable[Path]) -> None:
             )
 
 
-def own_modules(recipe: Recipe) -> list[Path]:
-    """The files and packages of the recipe's own functions that are not installed: what has to travel with it."""
+def own_modules(names: Iterable[str]) -> list[Path]:
+    """The files and packages of those verifiers and filters that are a user's own and not installed."""
     installed = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")}
-    found = [path for path in map(_place, _own_names(recipe)) if path and path.parent not in installed]
+    found = [path for path in map(_place, _modules(names)) if path and path.parent not in installed]
     return list(dict.fromkeys(found))
 
 
-def own_code(recipe: Recipe) -> dict[str, str]:
+def own_code(names: Iterable[str]) -> dict[str, str]:
     """Content hashes of the own modules' files: a verifier or filter that was corrected is another one."""
-    files = [file for path in own_modules(recipe) for file in ([path] if path.is_file() else sorted(path.rglob("*.py")))]
+    files = [file for path in own_modules(names) for file in ([path] if path.is_file() else sorted(path.rglob("*.py")))]
     return {f"{file.parent.name}/{file.name}": output_hash(file) for file in files}
+
+
+def modules_of(recipe: Recipe) -> list[Path]:
+    """All own modules of a recipe that are not installed: what has to travel with it."""
+    return own_modules([*verifier_kinds(recipe), *filter_names(recipe)])
 
 
 def own_folders(recipe: Recipe) -> list[str]:
     """The folders that the recipe's own modules lie in, for processes that have another module path."""
-    return list(dict.fromkeys(str(path.parent) for path in own_modules(recipe)))
+    return list(dict.fromkeys(str(path.parent) for path in modules_of(recipe)))

@@ -26,7 +26,7 @@ from typing import Any
 
 from stillhouse.jobs.cluster import use_token
 from stillhouse.jobs.environment import worker_environment
-from stillhouse.jobs.own_code import own_modules
+from stillhouse.jobs.own_code import modules_of
 from stillhouse.jobs.recipe import Recipe
 from stillhouse.jobs.recipe_problems import FileSource
 from stillhouse.jobs.recipe_teacher import ReplayTeacher
@@ -161,7 +161,7 @@ def _parcel(recipe: Recipe) -> Iterator[tuple[list[Path], Path]]:
         folder = root / "job"
         folder.mkdir()
         (folder / "recipe.yaml").write_text(with_files(recipe, folder).to_yaml())
-        for module in own_modules(recipe):
+        for module in modules_of(recipe):
             copy = shutil.copytree if module.is_dir() else shutil.copy2
             copy(module, folder / module.name)
         yield sorted(path for path in unpacked.iterdir() if path.is_dir()), folder

@@ -129,7 +129,7 @@ def filter_traces(
         return int(ExitCode.PASS)
     say(verdicts[0].trace_key)
     for verdict in verdicts:
-        said = "keeps" if verdict.keep else "would drop" if verdict.shadow else "drops"
+        said = ("would keep" if verdict.keep else "would drop") if verdict.shadow else "keeps" if verdict.keep else "drops"
         say(f"{verdict.check:20} {said:11} {verdict.reason}" + (f": {verdict.evidence}" if verdict.evidence else ""))
     return int(ExitCode.PASS)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from stillhouse.jobs.environment import worker_environment
@@ -154,3 +156,16 @@ def test_a_corrected_own_verifier_judges_everything_again(tmp_path, monkeypatch)
         prints.append(fingerprints(tmp_path, own))
     for stage in ("problems", "filter", "evaluate-teacher", "evaluate-checkpoint"):
         assert prints[0][stage] != prints[1][stage]
+
+
+def test_an_edited_own_filter_filters_again_and_does_nothing_before_that_again(tmp_path, monkeypatch):
+    """`stillhouse filter` would refuse for want of problems, and send its user to `generate` for one line of his own."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    prints = []
+    for rule in ("None", "('short', '')"):
+        (tmp_path / "own_steps_of_tests.py").write_text(f"def long_enough(trace):\n    return {rule}\n")
+        sys.modules.pop("own_steps_of_tests", None)
+        prints.append(fingerprints(tmp_path, "filters.list=[{name: finished}, {name: 'own_steps_of_tests:long_enough'}]"))
+    assert prints[0]["filter"] != prints[1]["filter"]
+    before = ("problems", "traces", "evaluate-teacher", "evaluate-base")
+    assert [prints[0][stage] for stage in before] == [prints[1][stage] for stage in before]

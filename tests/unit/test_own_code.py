@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from stillhouse.jobs.own_code import own_code, own_modules
+from stillhouse.jobs.own_code import filter_names, modules_of, own_code, verifier_kinds
 from stillhouse.jobs.plan import plan
 from stillhouse.jobs.recipe import load_recipe
 from stillhouse.jobs.sources import evaluation_set_identities, file_hashes, filter_settings
@@ -26,6 +26,10 @@ filters:
 student: {base_model: tiny}
 train: {learning_rate: 4e-3, num_steps: 4, tokens_per_step: 1024, max_length: 512}
 """
+
+
+def names(recipe):
+    return [*verifier_kinds(recipe), *filter_names(recipe)]
 
 
 @pytest.fixture
@@ -66,7 +70,7 @@ def test_modules_beside_the_recipe_are_found_from_any_folder(recipe):
 def test_what_is_the_teams_own_travels_and_what_is_installed_does_not(recipe, tmp_path):
     """A submitted job would stop on the cluster at its first own function, or at a file that stayed at home."""
     loaded = load_recipe(recipe)
-    assert own_modules(loaded) == [recipe.parent / "own_side_checks", recipe.parent / "own_side_filters.py"]
+    assert modules_of(loaded) == [recipe.parent / "own_side_checks", recipe.parent / "own_side_filters.py"]
     (tmp_path / "job").mkdir()
     sent = with_files(loaded, tmp_path / "job")
     names = (sent.problems.test[0].path, sent.teacher.path, sent.filters.evaluation_sets[0].name)
@@ -106,19 +110,19 @@ def test_a_module_is_found_that_came_to_the_path_after_the_workers_started(tmp_p
 
 def test_a_folder_without_init_travels_too_and_an_edited_module_is_another_one(recipe):
     """The job would miss it; a corrected verifier's verdicts would be those of the one before."""
-    before = own_code(load_recipe(recipe))
+    before = own_code(names(load_recipe(recipe)))
     assert before.keys() == {
         "own_side_checks/__init__.py",
         "own_side_checks/words.py",
         "team/own_side_filters.py",
     }
     (recipe.parent / "own_side_filters.py").write_text("def no_shouting(trace):\n    return ('loud', '!')\n")
-    after = own_code(load_recipe(recipe))
+    after = own_code(names(load_recipe(recipe)))
     assert {name for name in after if after[name] != before[name]} == {"team/own_side_filters.py"}
     (recipe.parent / "own_bare").mkdir()
     (recipe.parent / "own_bare" / "words.py").write_text("def f(answer, gold, entry):\n    return True\n")
     changed = load_recipe(recipe, ["problems.test.0.kind='python:own_bare.words:f'", "teacher.problem_kind=math"])
-    assert own_modules(changed)[0] == recipe.parent / "own_bare"
+    assert modules_of(changed)[0] == recipe.parent / "own_bare"
 
 
 def test_evaluation_sets_count_by_their_content_and_are_missed_before_the_teacher_is_asked(recipe, tmp_path):
