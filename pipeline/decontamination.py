@@ -7,6 +7,9 @@ one are equal; a longer list that begins like the item; a part that could be any
 many words; instructions around problems; an item of few words that is a step in a trace; and what a trace repeats of its own
 prompt, which was judged already.
 
+A question with choices (a), (b), (c) is an item with and without these letters; and, from twelve words up, without its choices,
+or with them in another order.
+
 Text is brought to words first (`stillhouse.pipeline.overlap.words`): NFKC, case folded, LaTeX spacing, markup and punctuation
 stripped, numbers and the operators between them kept. Phrases that stand around many problems (`BOILERPLATE`) are taken off the
 items' ends. A trace is dropped for one of four reasons:
@@ -26,21 +29,22 @@ is looked up for a whole batch at once (`stillhouse.pipeline.overlap.anchors`).
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from stillhouse.pipeline.filters.drop import EVIDENCE_CHARS, Drop
-from stillhouse.pipeline.overlap.alignment import Item, Own, at_clause_ends, copy_in, is_sign, stands_whole
+from stillhouse.pipeline.overlap.alignment import Item, Origin, Own, at_clause_ends, copy_in, is_sign, stands_whole
 from stillhouse.pipeline.overlap.alike import AlikeItems
 from stillhouse.pipeline.overlap.anchors import Anchors
 from stillhouse.pipeline.overlap.boilerplate import BOILERPLATE
+from stillhouse.pipeline.overlap.item_forms import item_forms
 from stillhouse.pipeline.overlap.item_grams import ItemGrams
 from stillhouse.pipeline.overlap.words import Words, to_words
+from stillhouse.pipeline.row_files import ROW_FILES
 
-DECONTAMINATION_VERSION = 3
+DECONTAMINATION_VERSION = 4
 NGRAM = 8
 TEST_SPLIT = ""
 """The name of the set that is the run's own test split."""
@@ -76,20 +80,26 @@ class Decontaminator:
         self.min_share = min_share
         by_set = sets if isinstance(sets, Mapping) else {TEST_SPLIT: sets}
         phrases = sorted({to_words(phrase).words for phrase in boilerplate}, key=lambda phrase: (-len(phrase), phrase))
-        bare: dict[Gram, Item] = {}
+        bare, shared = dict[Gram, Item](), set[Gram]()
         for set_name, prompts in by_set.items():
-            for prompt in prompts:
-                for item in _items(set_name, to_words(prompt), phrases):
-                    bare.setdefault(item.words, item)
-        self._short = {words: item.set_name for words, item in bare.items() if len(words) < NGRAM}
+            for number, prompt in enumerate(prompts, 1):
+                for item in item_forms(Origin(set_name, number), to_words(prompt), phrases):
+                    stored = bare.setdefault(item.words, item)
+                    if stored.choices is not None and stored.origin != item.origin and set_name == stored.origin.set_name:
+                        shared.add(item.words)
+        for words in shared:
+            del bare[words]  # a question that stands before several sets of choices is none by itself
+        self._short = {words: item.origin for words, item in bare.items() if len(words) < NGRAM}
         self._dense = {words: name for words, name in self._short.items() if len("".join(words)) >= _DENSE_CHARS}
         self._items = [item for words, item in bare.items() if len(words) >= NGRAM]
         self._starts: dict[Gram, list[Item]] = defaultdict(list)
         for item in self._items:
             self._starts[item.words[:NGRAM]].append(item)
-        self._grams = ItemGrams([item.words for item in self._items], max_items=max_items)
+        prompts_of: dict[Origin, int] = {}
+        numbers = [prompts_of.setdefault(item.origin, len(prompts_of)) for item in self._items]
+        self._grams = ItemGrams([item.words for item in self._items], numbers, max_items=max_items)
         self._boilerplate = {phrase[i : i + 3] for phrase in phrases for i in range(len(phrase) - 2)}
-        self._alike = AlikeItems([(item.words, item.set_name) for item in self._items], self._grams)
+        self._alike = AlikeItems([(item.words, item.origin) for item in self._items if item.choices is None], self._grams)
         self._anchors = Anchors(
             [(item.words, item.gaps) for item in self._items] + [(words, [""] * len(words)) for words in self._dense]
         )
@@ -99,7 +109,7 @@ class Decontaminator:
         return len(self._short) + len(self._items)
 
     def check(self, problem_prompt: str, trace_text: str) -> Drop | None:
-        """Look for test items in a training prompt and in a trace; the evidence is the matched span, normalized."""
+        """Look for test items in a training prompt and in a trace; the evidence is the item's number and the matched span."""
         return self.check_batch([(problem_prompt, trace_text)])[0]
 
     def check_batch(self, pairs: Sequence[tuple[str, str]]) -> list[Drop | None]:
@@ -116,15 +126,15 @@ class Decontaminator:
     def check_prompt(self, problem_prompt: str) -> Drop | None:
         """Look for test items in a training prompt alone."""
         prompt = to_words(problem_prompt)
-        if (set_name := self._short.get(prompt.words)) is not None:
-            return _drop("the prompt is", set_name, prompt.text)
+        if (origin := self._short.get(prompt.words)) is not None:
+            return _drop("the prompt is", origin, prompt.text)
         if found := self._whole(prompt) or self._clause(prompt, self._short):
             return _drop("the prompt holds", *found)
         if found := self._in_pieces(prompt, known=frozenset(), reach=len(prompt.words)):
             return _drop("the prompt is a near copy of", *found)
         if found := self._alike.find(prompt.words, prompt.signs):
-            set_name, similarity = found
-            return _drop("the prompt is a near copy of", set_name, f"{similarity:.2f} alike: {prompt.text}")
+            origin, similarity = found
+            return _drop("the prompt is a near copy of", origin, f"{similarity:.2f} alike: {prompt.text}")
         return None
 
     def _check_trace(self, problem_prompt: str, text: str) -> Drop | None:
@@ -135,34 +145,36 @@ class Decontaminator:
             return _drop("the trace holds a near copy of", *found)
         return None
 
-    def _whole(self, text: Words) -> tuple[str, str] | None:
+    def _whole(self, text: Words) -> tuple[Origin, str] | None:
         words = text.words
         for start in range(len(words) - NGRAM + 1):
             for item in self._starts.get(words[start : start + NGRAM], ()):
                 end = start + len(item.words)
                 if words[start:end] == item.words and stands_whole(text, item, start):
-                    return item.set_name, text.excerpt(start, end - 1)
+                    return item.origin, text.excerpt(start, end - 1)
         return None
 
-    def _clause(self, text: Words, short: Mapping[Gram, str]) -> tuple[str, str] | None:
+    def _clause(self, text: Words, short: Mapping[Gram, Origin]) -> tuple[Origin, str] | None:
         if not short:
             return None
         for length in range(1, NGRAM):
             for start in range(len(text.words) - length + 1):
                 words = text.words[start : start + length]
-                set_name = short.get(words)
-                if set_name is None or (length < 3 and len("".join(words)) < _CLAUSE_CHARS):
+                origin = short.get(words)
+                if origin is None or (length < 3 and len("".join(words)) < _CLAUSE_CHARS):
                     continue
                 if words in self._dense or at_clause_ends(text, start, start + length):
-                    return set_name, text.excerpt(start, start + length - 1)
+                    return origin, text.excerpt(start, start + length - 1)
         return None
 
-    def _in_pieces(self, text: Words, *, known: frozenset[Gram], reach: int) -> tuple[str, str] | None:
+    def _in_pieces(self, text: Words, *, known: frozenset[Gram], reach: int) -> tuple[Origin, str] | None:
         """An item that stands here in pieces; 3-grams that are ``known`` (the trace's own prompt has them) tell nothing."""
         proposed = self._grams.propose(text.words)
         likely = sorted(proposed, key=lambda i: (-len({place for _, place in proposed[i]}), i))
         for i in likely[:_MOST_ALIGNED]:
             item, needed = self._items[i], _MIN_PROPOSED * self._grams.num_proposing[i]
+            if item.choices is not None:
+                continue
             own = None
             for window in _windows(proposed[i], 2 * len(item.words) + _REACH):
                 if len({place for _, place in window}) < needed:
@@ -174,7 +186,7 @@ class Decontaminator:
                 begin = max(0, first - first_place - _REACH)
                 end = min(len(text.words), last + len(item.words) - last_place + _REACH)
                 if found := copy_in(text, item, own, begin, end, min_share=self.min_share, reach=reach):
-                    return item.set_name, text.excerpt(found[0], found[1] - 1)
+                    return item.origin, text.excerpt(found[0], found[1] - 1)
         return None
 
     def _own(self, item: Item, known: frozenset[Gram]) -> Own:
@@ -184,25 +196,6 @@ class Decontaminator:
         runs &= np.array([gram not in self._boilerplate and gram not in known for gram in grams])
         at_signs = runs & np.array([any(map(is_sign, gram)) for gram in grams])
         return Own(runs, at_signs if at_signs.any() else runs, words)
-
-
-def _items(set_name: str, text: Words, phrases: Sequence[Gram]) -> list[Item]:
-    """An item as it stands and without the boilerplate at its ends; one that is nothing else is no item."""
-    first, last = 0, len(text.words)
-    gaps = (*(sys.intern(text.gap(at)) for at in range(last)), text.text[text.spans[-1][1] :] if last else "")
-    all_words = tuple(map(sys.intern, text.words))  # a hundred thousand items share most of them
-    whole, shorter = Item(set_name, all_words, gaps), True
-    while shorter and first < last:
-        shorter = False
-        for phrase in phrases:
-            words = text.words[first:last]
-            if words[: len(phrase)] == phrase:
-                first, shorter = first + len(phrase), True
-            elif words[-len(phrase) :] == phrase:
-                last, shorter = last - len(phrase), True
-    if not shorter and (first, last) == (0, len(text.words)):
-        return [whole] if whole.words else []
-    return [whole, Item(set_name, all_words[first:last], gaps[first : last + 1])] if first < last else []
 
 
 def _windows(found: list[tuple[int, int]], num_words: int) -> list[list[tuple[int, int]]]:
@@ -216,5 +209,9 @@ def _windows(found: list[tuple[int, int]], num_words: int) -> list[list[tuple[in
     return [*windows, window]
 
 
-def _drop(how: str, set_name: str, span: str) -> Drop:
-    return Drop(f"{how} {f'an item of {set_name}' if set_name else 'a test problem'}", span[:EVIDENCE_CHARS])
+def _drop(how: str, origin: Origin, span: str) -> Drop:
+    set_name = origin.set_name
+    if set_name.endswith(ROW_FILES):
+        set_name = set_name.rpartition("/")[2]
+    what = f"an item of {set_name}" if set_name else "a test problem"
+    return Drop(f"{how} {what}", f"item {origin.number}: {span}"[:EVIDENCE_CHARS])

@@ -8,26 +8,31 @@ from dataclasses import dataclass
 from stillhouse.pipeline.exact_numbers import exact_number
 from stillhouse.pipeline.extraction import THINK_CLOSE, boxed_answer, strict_answer
 from stillhouse.pipeline.filters.drop import EVIDENCE_CHARS, Drop
+from stillhouse.pipeline.filters.prompt_parts import prompt_parts
 from stillhouse.pipeline.records import Trace
 
+_NOT = r"(?:can(?:no|['’])t|can not|won['’]t|will not|am unable to|['’]m unable to|am not able to|['’]m not able to)"
 _REFUSAL = re.compile(
-    r"\bI(?:['’]m| am) (?:sorry|afraid)\b[^.\n]{0,60}?\b(?:can(?:no|['’])t|can not|unable|won['’]t|not able)\b"
-    r"|\bI (?:can(?:no|['’])t|can not|won['’]t|will not|am unable to|am not able to)"
-    r" (?:\w+ ){0,2}?(?:help|assist|comply|answer|provide|fulfil|fulfill|solve|continue|do that|engage)\b"
-    r"|\bI(?:['’]m| am) (?:unable|not able) to"
-    r" (?:\w+ ){0,2}?(?:help|assist|comply|answer|provide|fulfil|fulfill|solve|continue)\b"
+    r"\bI(?:['’]m| am) (?:sorry|afraid)\b[^.\n]{0,60}?\bI(?:['’]m| am)? (?:can(?:no|['’])t|can not|unable|won['’]t|not able)\b"
+    rf"|\bI ?{_NOT} (?:be able to )?(?:\w+ ){{0,2}}?(?:(?:help|assist|comply|engage)\b(?! but\b)"
+    # of a request as a whole: "I won't provide every step" and "I can't solve this by hand" refuse nothing
+    r"|(?:answer|solve|provide|complete|fulfill?|continue|do)\b(?: with)?"
+    r"(?: (?:\w+ ){0,3}(?:request|question|problem|task|answer|solution|information|assistance|help)\b"
+    r"|(?: (?:that|this|it))?(?=\s*(?:[.,;:!?)\n]|$))))"
     r"|\bI (?:must|have to) (?:decline|refuse)\b"
     r"|\bas an AI(?: language)?(?: model| assistant)?,? I\b"
-    r"|(?:抱歉|对不起)，?我(?:无法|不能)",
+    r"|(?:抱歉|对不起|不好意思)[，,。！]?\s*(?:但是?)?我(?:无法|不能|没办法)|作为(?:一个|一名)?(?:AI|人工智能)",
     re.IGNORECASE,
 )
+_QUOTED = re.compile(r'"[^"\n]{1,400}"|“[^”\n]{1,400}”|「[^」\n]{1,400}」|^[ \t]*>[^\n]*|```.*?```', re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Refusal:
     """Drop a completion whose answer declines the task: "I'm sorry, but I can't help with that".
 
-    Only what follows the think block is read: "we cannot divide by zero" is reasoning.
+    Only what follows the think block is read, and no quotation or code in it: "we cannot divide by zero" is reasoning, and a
+    letter that says sorry may be what was asked for.
     """
 
     def __call__(self, trace: Trace) -> Drop | None:
@@ -35,18 +40,13 @@ class Refusal:
         found = _REFUSAL.search(answer)
         if found is None:
             return None
+        found = _REFUSAL.search(_QUOTED.sub(lambda quoted: " " * len(quoted[0]), answer))
+        if found is None:
+            return None
         where = "after the think block" if closed else "in the completion"
         return Drop(f"refuses {where}", answer[found.start() : found.start() + EVIDENCE_CHARS])
 
 
-_SYSTEM_BLOCK = re.compile(
-    r"<\|im_start\|>system\n(?P<chatml>.*?)<\|im_end\|>"
-    r"|<\|start_header_id\|>system<\|end_header_id\|>\n\n(?P<llama>.*?)<\|eot_id\|>"
-    r"|<<SYS>>\n?(?P<llama2>.*?)<</SYS>>"
-    r"|<\|system\|>\n?(?P<plain>.*?)(?:<\|end\|>|</s>|<\|user\|>)"
-    r"|<｜begin▁of▁sentence｜>(?P<deepseek>[^<]+?)<｜User｜>",
-    re.DOTALL,
-)
 _TALKS_OF_IT = re.compile(
     r"\b(?:my|the|this) system (?:prompt|message|instructions?)\b"
     r"|\bYou are (?:Qwen, created by|ChatGPT, a|"
@@ -69,10 +69,10 @@ _LETTERS = re.compile(r"[^\W_]+")
 
 @dataclass(frozen=True)
 class SystemPromptLeak:
-    """Drop a completion that repeats its system prompt, or talks of one.
+    """Drop a completion that repeats its system prompt, or talks of one where its question does not.
 
     Args:
-        min_words: this many words of the prompt's system block in a row, in any case and punctuation, are a leak.
+        min_words: this many words of the system prompt in a row, in any case and punctuation, are a leak.
     """
 
     min_words: int = 8
@@ -80,10 +80,10 @@ class SystemPromptLeak:
     def __call__(self, trace: Trace) -> Drop | None:
         text = trace.completion
         lower = text.lower()
-        if any(hint in lower for hint in _HINTS) and (talks := _TALKS_OF_IT.search(text)):
+        system, question = prompt_parts(trace.rendered_prompt)
+        if any(hint in lower and hint not in question.lower() for hint in _HINTS) and (talks := _TALKS_OF_IT.search(text)):
             return Drop("talks of its system prompt", text[talks.start() : talks.start() + EVIDENCE_CHARS])
-        block = _SYSTEM_BLOCK.search(trace.rendered_prompt)
-        words = _LETTERS.findall(next(part for part in block.groups() if part is not None).lower()) if block else []
+        words = _LETTERS.findall(system.lower())
         if len(words) < self.min_words:
             return None
         run = r"[\W_]+"
@@ -96,7 +96,8 @@ class SystemPromptLeak:
 
 
 _STATED = re.compile(
-    r"\b(?:final )?answer(?: is|:| should be| must be)\s*[:=]?\s*\**\s*\$?\s*(-?\d[\d,]*(?:\.\d+)?(?:/\d+)?)(?![\w^*/+-]|\.\d)",
+    r"\b(?:final )?answer(?: is|:| should be| must be)\s*[:=]?\s*\**\s*\$?\s*(-?\d[\d,]*(?:\.\d+)?(?:/\d+)?)"
+    r"(?!\s?\\[a-z%]|[\w^/+%-]|\*(?!\*)|\.\d)",  # it goes on: 12\sqrt{2}, 50 %, 2^{10}
     re.IGNORECASE,
 )
 _LAST_CHARS = 1_500

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-FILTERS_VERSION = 2
+FILTERS_VERSION = 3
 """Raised whenever a filter's verdict could change; part of every Verdict."""
 
 EVIDENCE_CHARS = 200

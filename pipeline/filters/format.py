@@ -98,9 +98,10 @@ class Length:
 
 
 _BRACKETED = re.compile(
-    r"<(?:\|[^|<>\s]{1,40}\|>"  # ChatML, Llama 3, Qwen
+    r"<(?:\|/?[\w.▁]{2,40}\|>"  # ChatML, Llama 3, Qwen; <|v|> is a mean of |v|
     r"|｜[^｜<>]{1,40}｜>"  # DeepSeek
-    r"|/?s>|(?:bos|eos|pad|unk|mask|start_of_turn|end_of_turn|start_of_image|end_of_text)>"
+    r"|/s>|(?<!\w<)(?:s|mask)>"  # (?P<s>…) and bitset<mask> are code
+    r"|(?:bos|eos|pad|unk|start_of_turn|end_of_turn|start_of_image|end_of_text)>"
     r"|unused\d{1,4}>|extra_id_\d{1,3}>|/?tool_calls?>|/?tool_response>|</?SYS>>)"
 )
 _SQUARE = re.compile(r"\[(?:/?INST|TOOL_CALLS|/?AVAILABLE_TOOLS|/?TOOL_RESULTS|gMASK|/?SYSTEM_PROMPT)\]")

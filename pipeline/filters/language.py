@@ -14,6 +14,8 @@ import numpy as np
 from stillhouse.pipeline.errors import RecipeError
 from stillhouse.pipeline.extraction import split_reasoning
 from stillhouse.pipeline.filters.drop import Drop
+from stillhouse.pipeline.filters.prompt_parts import prompt_parts
+from stillhouse.pipeline.overlap.boilerplate import BOILERPLATE
 from stillhouse.pipeline.prompts import opens_think_block
 from stillhouse.pipeline.records import Trace
 
@@ -41,11 +43,18 @@ def script_letters(text: str) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
+def _script_words(text: str) -> dict[str, int]:
+    """How many words of each script a text has; an ideograph is one, so that a short question counts beside instructions."""
+    counts = {name: len(run.findall(text)) for name, run in _RUNS.items()} | {"CJK": len("".join(_RUNS["CJK"].findall(text)))}
+    return {name: count for name, count in counts.items() if count}
+
+
 @dataclass(frozen=True)
 class Language:
     """Drop a completion that mixes in a script, or is written in a language, that its prompt does not ask for.
 
-    The script comes first and is exact: the share of letters in scripts that make up less than a tenth of the prompt's letters.
+    The script comes first and is exact: the share of letters in scripts that make up less than a tenth of the question's words
+    (an ideograph is one; the system prompt and instructions that stand around many problems do not count).
     Latin is never foreign: variables and function names are Latin in every language.
     The language comes second, by lingua-py, and only where that is asked for.
 
@@ -99,7 +108,10 @@ class Language:
 
     def _foreign_script(self, trace: Trace) -> Drop | None:
         beyond_ascii = script_letters(_beyond_ascii(trace.completion))
-        prompt = script_letters(trace.rendered_prompt)
+        question = prompt_parts(trace.rendered_prompt).rest
+        for phrase in BOILERPLATE:
+            question = question.replace(phrase, "")
+        prompt = _script_words(_LATEX_COMMAND.sub(" ", question))
         in_prompt = {name for name, count in prompt.items() if count >= sum(prompt.values()) / 10}
         foreign = beyond_ascii.keys() - {"Latin", *self.allowed, *in_prompt}
         if not foreign or not prompt:

@@ -8,6 +8,7 @@ has another, and none is added within a clause. An item that has lost a number a
 from __future__ import annotations
 
 import re
+from collections import Counter
 from difflib import SequenceMatcher
 from itertools import pairwise
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from stillhouse.pipeline.overlap.words import Words
 
 _RUN = 3
 _MAX_OWN = 0.8  # an item of which less is its own is a template's
+_MIN_END_WORDS = 12  # without numbers and shorter, an item ends as it does: "Find the derivative of the function: ln x"
 _MIN_PROSE = 3  # letters of a word of prose
 _MAX_SLIP = 3  # words that an edit may have moved an item's ends by
 _MAX_OPEN_SLIP = 12  # the same where the item itself ends without a mark
@@ -35,12 +37,25 @@ _OPENS = re.compile(r"\s[(\[{]$")
 _CUT = re.compile(r"[.?!\n\"'”“`。…:>|\]]")
 
 
-class Item(NamedTuple):
-    """An item's words and what stands before each and behind the last, as `Words.gaps` has them."""
+class Origin(NamedTuple):
+    """Which item of which set: its number among the set's prompts, from 1."""
 
     set_name: str
+    number: int
+
+
+class Item(NamedTuple):
+    """An item's words and what stands before each and behind the last, as `Words.gaps` has them.
+
+    Args:
+        choices: of a question that was taken off its choices, their numbers: where others follow it in a text, that is another
+            question. None for all other items.
+    """
+
+    origin: Origin
     words: tuple[str, ...]
     gaps: tuple[str, ...]
+    choices: Counter[str] | None = None
 
 
 class Own(NamedTuple):
@@ -70,16 +85,23 @@ def is_sign(word: str) -> bool:
 
 def at_clause_ends(text: Words, start: int, end: int) -> bool:
     """Whether words ``start`` to ``end`` begin and end where a clause does."""
+    opened = start and text.words[start - 1] == ")"  # the bracket of "7)" is a word
     # an item that ends in a bracket ends there, unless an operator or a number goes on
     closed = text.words[end - 1] == ")" and end < len(text.words) and not is_sign(text.words[end])
-    return bool(_CLAUSE_END.search(text.gap(start)) and (closed or _CLAUSE_END.search(text.gap(end))))
+    return bool((opened or _CLAUSE_END.search(text.gap(start))) and (closed or _CLAUSE_END.search(text.gap(end))))
 
 
 def stands_whole(text: Words, item: Item, start: int) -> bool:
     """Whether an item whose words stand at ``start`` begins and ends there as a whole, and is no part of a longer problem."""
     end = start + len(item.words)
+    if item.choices is not None:
+        numbers = Counter(word for word in text.words[end : end + _MAX_BETWEEN] if word[0].isdigit())
+        if numbers and numbers != item.choices:
+            return False
     if at_clause_ends(text, start, end):
         return True
+    if "," in text.gap(start) and _SENTENCE_END.search(text.gap(end)):
+        return True  # "She asked, how many ... have left? And I ..."
     open_end = not _CLAUSE_END.search(item.gaps[-1].rstrip())
     goes_on = end < len(text.words) and not is_sign(text.words[end])
     ends = open_end and goes_on and (_OPENS.search(text.gap(end)) or _near_clause_end(text, end, 1, _MAX_OPEN_SLIP))
@@ -209,6 +231,8 @@ def _ends_there(text: Words, item: Item, own: Own, run: _Run, step: int, reach: 
     nearest, next_lost = (beyond[:1], lost[:1]) if back else (beyond[-1:], lost[-1:])
     stronger = _strength(text.gap(at)) > _strength(item.gaps[place])
     replaced = beyond[: len(lost)] if back else beyond[max(0, len(beyond) - len(lost)) :]
+    if lost and nearest and not stronger and len(item.words) < _MIN_END_WORDS and not any(map(is_sign, item.words)):
+        return False
     if num_lost := sum(map(is_sign, lost)):
         signs = [word for word in beyond if is_sign(word)]
         if [word for word in replaced if is_sign(word)] == [word for word in lost if is_sign(word)]:

@@ -7,6 +7,7 @@ from hashlib import blake2b
 
 import numpy as np
 
+from stillhouse.pipeline.overlap.alignment import Origin
 from stillhouse.pipeline.overlap.item_grams import ItemGrams
 from stillhouse.pipeline.overlap.minhash import sketches
 
@@ -25,20 +26,20 @@ class AlikeItems:
     """Items by their MinHash bands, under the sequence of their numbers and operators.
 
     Args:
-        items: (words, name of the item's set). Those under ten words are left to other means.
+        items: (words, which item of which set). Those under ten words are left to other means.
         grams: of the items; a 3-gram that is a template's counts for nothing in items of few numbers.
     """
 
-    def __init__(self, items: Sequence[tuple[Gram, str]], grams: ItemGrams) -> None:
-        self._items = [(words, name) for words, name in items if len(words) >= _MIN_GRAMS + _N - 1]
+    def __init__(self, items: Sequence[tuple[Gram, Origin]], grams: ItemGrams) -> None:
+        self._items = [(words, origin) for words, origin in items if len(words) >= _MIN_GRAMS + _N - 1]
         self._grams = grams
         parts = [_band_keys([words for words, _ in self._items[i : i + _BATCH]]) for i in range(0, len(self._items), _BATCH)]
         keys = np.concatenate(parts) if parts else np.zeros((0, 1), np.uint64)
         order = np.argsort(keys, axis=None, kind="stable")
         self._keys, self._item_of_key = keys.ravel()[order], (order // keys.shape[1]).astype(np.int32)
 
-    def find(self, words: Gram, signs: Gram) -> tuple[str, float] | None:
-        """(name of the set, Jaccard similarity) of the item that a prompt's words are most alike to; None where none is.
+    def find(self, words: Gram, signs: Gram) -> tuple[Origin, float] | None:
+        """(which item, Jaccard similarity) of the one that a prompt's words are most alike to; None where none is.
 
         Args:
             signs: the numbers and operators among the words; only items with the same are looked at.
@@ -49,15 +50,15 @@ class AlikeItems:
         ranges = zip(np.searchsorted(self._keys, keys, "left"), np.searchsorted(self._keys, keys, "right"))
         proposed = {i for first, last in ranges for i in self._item_of_key[first:last].tolist()}
         grams, telling = frozenset(_grams(words)), self._telling(words) if proposed else frozenset()
-        best: tuple[float, str] | None = None
+        best: tuple[float, Origin] | None = None
         for i in sorted(proposed):
-            of_item, name = self._items[i]
+            of_item, origin = self._items[i]
             alike = _jaccard(grams, frozenset(_grams(of_item)))
             few = len(signs) < _FEW_SIGNS
             at_numbers = _jaccard(telling, self._telling(of_item))
             needed = _MIN_ALIKE_OF_FEW_SIGNS if few else _MIN_ALIKE
             if alike >= needed and at_numbers >= _MIN_ALIKE_AT_NUMBERS and (best is None or alike > best[0]):
-                best = (alike, name)
+                best = (alike, origin)
         return best and (best[1], best[0])
 
     def _telling(self, words: Gram) -> frozenset[Gram]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from stillhouse.pipeline.errors import RecipeError
 from stillhouse.pipeline.row_files import ROW_FILES, rows_of_dataset, rows_of_file
 
-PROMPT_FIELDS = ("prompt", "question", "problem", "Question", "Problem", "input", "query", "text")
+PROMPT_FIELDS = ("prompt", "question", "problem", "Question", "Problem", "input", "query", "text", "content")
 """Where a set's prompts are looked for when no field is named, in this order."""
+CONTEXT_FIELDS = ("passage", "context", "body", "Body")
+"""What such a prompt asks about, where the set has it in a field of its own: "How many apples are left?" is no item alone."""
 
 
 def evaluation_prompts(
@@ -24,8 +28,8 @@ def evaluation_prompts(
 
     Args:
         name: a ``.jsonl`` or ``.parquet`` file, or a data set that ``datasets.load_dataset`` finds (``openai/gsm8k``).
-        field: the column of the prompts, or several (a question and its choices) whose texts are joined by line breaks; None
-            takes the first of ``PROMPT_FIELDS`` that the first row has.
+        field: the column of the prompts, or several (a question and its choices, a list) that are joined by line breaks; None
+            takes the first of ``PROMPT_FIELDS`` that the first row has, after those of ``CONTEXT_FIELDS``.
         subset, split, revision: of a data set; without meaning for a file.
 
     Returns:
@@ -51,7 +55,9 @@ def _prompts(rows: Iterable[tuple[int, Mapping[str, Any]]], field: str | Sequenc
     for number, row in rows:
         if not fields:
             fields = [name for name in PROMPT_FIELDS if name in row][:1]
-            if not fields:
+            if fields:
+                fields = [*(name for name in CONTEXT_FIELDS if name in row), *fields]
+            else:
                 raise RecipeError(f"{where}: none of {', '.join(PROMPT_FIELDS)} among its fields {', '.join(row)}; set field")
         prompt = "\n".join(text for name in fields for text in _texts(row, name, f"{where}, row {number}"))
         if prompt.strip():
@@ -59,12 +65,21 @@ def _prompts(rows: Iterable[tuple[int, Mapping[str, Any]]], field: str | Sequenc
 
 
 def _texts(row: Mapping[str, Any], field: str, where: str) -> list[str]:
-    """A column's text, or its list of texts (the choices of a question)."""
+    """A column's text, the messages of a chat, or a question's choices, each behind its letter as a prompt has them."""
     if field not in row:
         raise RecipeError(f"{where}: field {field!r} is missing; the row has {', '.join(row) or 'nothing'}")
     value = row[field]
-    texts = value if isinstance(value, list | tuple) else [] if value is None else [value]
-    for text in texts:
-        if not isinstance(text, str):
-            raise RecipeError(f"{where}: field {field!r} holds a {type(text).__name__}, not text")
-    return list(texts)
+    if isinstance(value, Mapping):  # {"A": …, "B": …}, or {"text": […], "label": […]}
+        value = value.get("text", list(value.values()))
+    listed = value if isinstance(value, list | tuple) else [] if value is None else [value]
+    chat = all(isinstance(part, Mapping) for part in listed)
+    parts = [part.get("content") for part in listed if part.get("role") != "system"] if chat else listed
+    for part in parts:
+        if not isinstance(part, str) and not (isinstance(part, int | float) and isinstance(value, list | tuple)):
+            raise RecipeError(f"{where}: field {field!r} holds a {type(part).__name__}, not text")
+    if chat or not isinstance(value, list | tuple | Mapping) or len(parts) > len(string.ascii_uppercase):
+        return list(map(str, parts))
+    lettered = list(zip(string.ascii_uppercase, map(str, parts)))
+    if all(re.match(rf"\(?{letter}[).:]", choice) for letter, choice in lettered):
+        return [choice for _, choice in lettered]
+    return [f"{letter}. {choice}" for letter, choice in lettered]

@@ -27,21 +27,22 @@ class ItemGrams:
 
     Args:
         items: each its words, at least eight.
-        max_items: in how many items an n-gram may be and still tell something.
+        origins: for each the number of the prompt that it is a form of; the forms of one prompt count once.
+        max_items: of how many prompts' items an n-gram may be and still tell something.
     """
 
-    def __init__(self, items: Sequence[Words], *, max_items: int) -> None:
+    def __init__(self, items: Sequence[Words], origins: Sequence[int], *, max_items: int) -> None:
         self._number: dict[str, int] = {}
         number = self._number
         ids = np.array([number.setdefault(word, len(number) + 1) for words in items for word in words], np.uint64)
         sizes = np.array([len(words) for words in items], np.int64)
         hashes, item_of = mixed(ids), np.repeat(np.arange(len(items), dtype=np.int32), sizes)
-        starts = np.concatenate(([0], np.cumsum(sizes)))
+        starts, origin = np.concatenate(([0], np.cumsum(sizes))), np.array(origins, np.int32)
         self._tables: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         self.num_proposing = np.zeros(len(items), np.int64)
         wanted = np.ones(len(items), bool)
         for n in _LOOK_UPS:
-            grams, owners, counts = _counted(hashes, item_of, n)
+            grams, owners, counts = _counted(hashes, item_of, origin, n)
             rows = np.flatnonzero((counts <= _LOOK_UP_ITEMS) & wanted[owners])
             rows = rows[np.argsort(grams[rows], kind="stable")]
             self._tables[n] = (grams[rows], owners[rows], (rows - starts[owners[rows]]).astype(np.int32))
@@ -51,7 +52,7 @@ class ItemGrams:
         # are so many items that they share it by chance.
         by_chance = max(max_items, len(items) // 1000)
         limits = ((_TELLING, max_items), (-_TELLING, by_chance), (_CONTEXT, max_items), (_WIDE, max_items))
-        self._template = {n: _common(hashes, item_of, abs(n), limit) for n, limit in limits}
+        self._template = {n: _common(hashes, item_of, origin, abs(n), limit) for n, limit in limits}
 
     def propose(self, words: Words) -> dict[int, list[tuple[int, int]]]:
         """(place in the text, place in the item) of every n-gram in common, by item, in the order of the text."""
@@ -97,15 +98,16 @@ class ItemGrams:
         return window_hashes(mixed(np.array([self._number.get(word, 0) for word in words], np.uint64)), n)
 
 
-def _counted(hashes: np.ndarray, item_of: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The n-gram at each place, its item, and how many items have it: more than any limit where it crosses two items."""
+def _counted(hashes: np.ndarray, item_of: np.ndarray, origin: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The n-gram at each place, its item, and of how many prompts it is: more than any limit where it crosses two items."""
     grams = window_hashes(hashes, n)
     owners = item_of[: len(grams)]
     crossing = owners != item_of[n - 1 :] if len(grams) else np.zeros(0, bool)
-    order = np.lexsort((owners, grams))
-    sorted_grams, sorted_owners = grams[order], owners[order]
+    prompts = origin[owners]
+    order = np.lexsort((prompts, grams))
+    sorted_grams, sorted_prompts = grams[order], prompts[order]
     new_gram = np.diff(sorted_grams, prepend=sorted_grams[:1] + np.uint64(1)) != 0
-    new_pair = new_gram | (np.diff(sorted_owners, prepend=-1) != 0)
+    new_pair = new_gram | (np.diff(sorted_prompts, prepend=-1) != 0)
     group = np.cumsum(new_gram) - 1
     counts = np.empty(len(grams), np.int64)
     counts[order] = np.bincount(group, weights=new_pair)[group] if len(grams) else 0
@@ -113,9 +115,9 @@ def _counted(hashes: np.ndarray, item_of: np.ndarray, n: int) -> tuple[np.ndarra
     return grams, owners, counts
 
 
-def _common(hashes: np.ndarray, item_of: np.ndarray, n: int, limit: int) -> np.ndarray:
-    """The sorted n-grams that more than ``limit`` items have."""
-    grams, _, counts = _counted(hashes, item_of, n)
+def _common(hashes: np.ndarray, item_of: np.ndarray, origin: np.ndarray, n: int, limit: int) -> np.ndarray:
+    """The sorted n-grams that the items of more than ``limit`` prompts have."""
+    grams, _, counts = _counted(hashes, item_of, origin, n)
     return np.unique(grams[(counts > limit) & (counts < np.iinfo(np.int64).max)])
 
 

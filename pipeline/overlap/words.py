@@ -19,7 +19,17 @@ _SIGNS = {
     **dict.fromkeys("×·⋅∙", "*"),
     "÷": "/",
     **dict.fromkeys("\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\u2061\u2062\u2063\u2064\ufeff", ""),  # invisible
+    "°": "^circ ",
 }
+# Signs by the names of their LaTeX commands.
+_NAMED = (
+    "α alpha β beta γ gamma δ delta ε epsilon ϵ epsilon ζ zeta η eta θ theta ι iota κ kappa λ lambda μ mu ν nu ξ xi π pi ρ rho "
+    "σ sigma τ tau υ upsilon φ phi ϕ phi χ chi ψ psi ω omega Γ gamma Δ delta Θ theta Λ lambda Ξ xi Π pi Σ sigma Φ phi Ψ psi "
+    "Ω omega ≤ le ≥ ge ≠ ne ∠ angle ∞ infty √ sqrt ∈ in ∉ notin ∪ cup ∩ cap ⊂ subset ⊆ subseteq ∅ emptyset ± pm → rightarrow "
+    "⇒ rightarrow △ triangle ⊥ perp ∥ parallel ≡ equiv ≈ approx ≅ cong ∑ sum ∏ prod ∫ int ∂ partial ∀ forall ∃ exists ⌊ lfloor "
+    "⌋ rfloor ⌈ lceil ⌉ rceil"
+)
+_SIGNS |= {sign: f" {name} " for sign, name in re.findall(r"(\S) (\w+)", _NAMED)}
 # Chinese and Japanese set no blanks between words: there, a letter is a word.
 _IDEOGRAM = "\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
 _IDEOGRAMS = re.compile(f"([{_IDEOGRAM}])")
@@ -28,14 +38,35 @@ _PICTURE = "\u2227\u2228\xac\u2295\u2194\u2500-\u259f\u2705\u274c\u2753-\u2755\u
 # (what must be in the text for the pattern to be worth a search, pattern, replacement), in this order
 _LATEX = (
     ("\\", re.compile(r"\\(?:(?=[*_#])|[()\[\]])"), " "),
-    ("frac", re.compile(r"\\[dtc]?frac\s*\{\s*(-?[\w.]+)\s*\}\s*\{\s*(-?[\w.]+)\s*\}"), r" \1/\2 "),
+    ("frac", re.compile(r"\\[dtc]?frac\s*\{\s*(-?\\?[\w.]+)\s*\}\s*\{\s*(-?\\?[\w.]+)\s*\}"), r" \1/\2 "),
     ("frac", re.compile(r"\\[dtc]frac(?![a-z])"), r"\\frac"),
+    ("frac", re.compile(r"\\frac\s*(\d)\s*(\d)"), r" \1/\2 "),
     ("eq", re.compile(r"\\(le|ge|ne)q(?![a-z])"), r"\\\1"),
-    ("{", re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|operatorname|emph)\s*\{([^{}]*)\}"), r" \1 "),
+    ("{", re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathbb|boldsymbol|operatorname|emph)\s*\{([^{}]*)\}"), r" \1 "),
+    ("sqrt", re.compile(r"sqrt\s*\{\s*([\w.]+)\s*\}"), r"sqrt \1 "),
+    ("\\var", re.compile(r"\\var(?=epsilon|phi|theta|rho)"), r"\\"),
+    ("\\degree", re.compile(r"\\degree(?![a-z])"), "^circ"),
+    ("\\to", re.compile(r"\\to(?![a-z])"), r"\\rightarrow"),
+    ("\\implies", re.compile(r"\\implies(?![a-z])"), r"\\rightarrow"),
     ("\\", re.compile(r"\\(?:times|cdot|ast)(?![a-z])"), "*"),
     ("\\div", re.compile(r"\\div(?![a-z])"), "/"),
-    ("\\", re.compile(r"\\(?:left|right|displaystyle|quad|qquad|thinspace|begin\{\w+\}|end\{\w+\})(?![a-z])|\\[,;:!> ]"), " "),
+    (
+        "\\",
+        re.compile(
+            r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|quad|qquad|thinspace"
+            r"|mid|[lr]?vert|[lcv]?dots|begin\{\w+\}|end\{\w+\})(?![a-z])|\\[,;:!> ]"
+        ),
+        " ",
+    ),
 )
+# A text in JSON, or as Python prints it: \\n is a line's end, unless it begins a command.
+_ESCAPED_LINE = re.compile(
+    r"\\[nr](?!(?:e|eq|u|abla|ot|otin|eg|i|mid|exists|olimits|ewline|earrow|atural|leq|geq|sim|parallel|subseteq"
+    r"|m|ho|ight|angle|floor|ceil|vert|brace|brack|ightarrow|ule)(?![a-z]))"
+)
+_ESCAPED_LETTERS = re.compile(r"(?:\\u[0-9a-fA-F]{4})+")
+_RAISED = re.compile(r"\^ ?\{([^{}]*)\}")
+_LOWERED = re.compile(r"_ ?\{([^{}]*)\}")
 _QUOTED_LINE = re.compile(r"\n[ \t]*>")
 _THOUSANDS = re.compile(r",(?<=\d,)(?=\d{3}(?!\d))")
 _WORD = re.compile(
@@ -43,11 +74,11 @@ _WORD = re.compile(
     rf"|[{_IDEOGRAM}]|[^\W\d_{_IDEOGRAM}]+"
     r"|(?<=[\d)a-z])\s*[+/^]|(?<=[\d)])\s*\*(?=\s*[\d(-])|-(?=\s*[\d(])"  # operators, not bullets or bold
     r"|\((?=\s*[\d(-])|(?<=[\d)])\s*\)"
-    r"|(?<![^\s|*])_+(?![^\s|*])|(?<=\|\s)\.(?=\s+\|)"  # empty cells and blanks to fill in
+    r"|(?<![^\s|*])(?:_+(?![^\s|*])|__+(?![^\s?.,;:!]))|(?<=\|\s)\.(?=\s+\|)"  # empty cells and blanks to fill in
     rf"|[{_PICTURE}]"
 )
 _TAG = re.compile(r"</?[a-z]{1,20}>")
-_POINTS = re.compile(r"\(\s*\d+\s*(?:points?|pts?|marks?)\s*\)")
+_POINTS = re.compile(r"[(\[]\s*\d+\s*(?:points?|pts?|marks?)\s*[)\]]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +152,10 @@ def _normalized(text: str) -> str:
         text = text.replace("\r\n", "\n")
     if "&" in text:
         text = html.unescape(text)
+    if "\\u" in text:
+        text = _ESCAPED_LETTERS.sub(lambda m: bytes.fromhex(m[0].replace("\\u", "")).decode("utf-16-be", "replace"), text)
+    if "\\" in text:
+        text = _ESCAPED_LINE.sub("\n", text.replace("\\\\", "\0")).replace("\0", "\\")
     if text.isascii():
         text = text.lower()
     else:
@@ -140,11 +175,16 @@ def _normalized(text: str) -> str:
         text = _QUOTED_LINE.sub("\n", f"\n{text}")[1:]
     if "<" in text:
         text = _TAG.sub("\n", text)
-    if "(" in text:
+    if any(word in text for word in ("mark", "points", "point)", "point]", "pts", "pt)")):
         text = _POINTS.sub("\n", text)
     text = _THOUSANDS.sub("", text.replace("{,}", ","))
     if "\\" in text:
         for command, pattern, new in _LATEX:
             if command in text:
                 text = pattern.sub(new, text)
+    if "{" in text:
+        text = _LOWERED.sub(r"_\1", _RAISED.sub(r"^\1", text))
+    for sign, name in (("<=", " le "), (">=", " ge "), ("!=", " ne ")):
+        if sign in text:
+            text = text.replace(sign, name)
     return text

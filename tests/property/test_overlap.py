@@ -121,11 +121,11 @@ def test_another_number_is_another_problem(sentences, number):
 def test_repeated_runs_are_counted_exactly(words, limit):
     """The filter counts by hash; a loop must be found at its limit and not one time before."""
     never = 10**6
-    found = Repetition(never, never, never, never, ngram=4, max_same_ngram=limit, compress_from_bytes=never)._ngrams
+    loops = Repetition(never, never, never, never, ngram=4, max_same_ngram=limit, min_share=0, compress_from_bytes=never)
     text = " ".join(words)
     hashes = ngram_hashes_of(text, 4)
     gram, times = Counter(tuple(words[i : i + 4]) for i in range(len(words) - 3)).most_common(1)[0]
-    drop = found(text, hashes, np.sort(hashes))
+    drop = loops._ngrams(text, hashes, np.sort(hashes))
     assert (drop is not None) == (times >= limit)
     if drop:
         assert drop.evidence == f"{times} times: {' '.join(gram)}"

@@ -67,7 +67,7 @@ def test_a_test_problem_quoted_in_a_trace_is_found(task, options):
         drop = decontaminator.check("What is a leap year?", f"<think>It is like this one: {prompt}\nSo, first</think>4")
         assert drop is not None
         assert drop.reason == "the trace holds a test problem"
-        span = " ".join(drop.evidence.split())
+        span = " ".join(drop.evidence.partition(": ")[2].split())
         assert span in " ".join(prompt.lower().split())  # the item itself, not its surroundings
         assert len(span) > 30
 
@@ -295,7 +295,7 @@ def test_evaluation_sets_are_read_from_files(tmp_path, ending):
     assert evaluation_prompts(str(path)) == [WORDY, "Why?"]
     choices = tmp_path / "choices.jsonl"
     choices.write_text(json.dumps({"question": "Which?", "choices": ["this one", "that one"]}) + "\n")
-    assert evaluation_prompts(str(choices), field=["question", "choices"]) == ["Which?\nthis one\nthat one"]
+    assert evaluation_prompts(str(choices), field=["question", "choices"]) == ["Which?\nA. this one\nB. that one"]
     with pytest.raises(RecipeError, match="row 1: field 'options' is missing"):
         evaluation_prompts(str(choices), field=["question", "options"])
     with pytest.raises(RecipeError, match=r"row 1: field 'task' is missing; the row has id, question"):
