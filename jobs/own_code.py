@@ -67,14 +67,22 @@ def refuse_shadowed(recipe: Recipe, folders: Iterable[Path]) -> None:
     """
     folders = list(folders)
     for module in _modules([*verifier_kinds(recipe), *filter_names(recipe)]):
-        beside = [path for folder in folders for path in (folder / f"{module}.py", folder / module) if path.exists()]
+        beside = [
+            path.resolve() for folder in folders for path in (folder / f"{module}.py", folder / module) if _is_module(path)
+        ]
         place = _place(module)
-        if beside and place != beside[0].resolve():
+        # A package of a project may lie in the project's folder, which has its name.
+        if beside and place != beside[0] and not (place and beside[0] in place.parents):
             raise RecipeError(
                 f"the recipe's own module {module!r} lies at {beside[0]}, but Python takes that name for "
-                f"{place or 'a module of its own'}, which is installed or was imported for another recipe in this process; "
-                "rename yours, or run each recipe in a process of its own"
+                f"{place or 'a module of its own'}, which comes first on the path or was imported for another recipe in this "
+                "process; rename yours, or run each recipe in a process of its own"
             )
+
+
+def _is_module(path: Path) -> bool:
+    """Whether a file or folder can be meant by an import: no folder of data that happens to have the name."""
+    return path.is_file() or (path.is_dir() and any(path.glob("*.py")))
 
 
 def own_modules(names: Iterable[str]) -> list[Path]:

@@ -30,6 +30,8 @@ def _a_verifier(kind: str) -> str:
     if kind == "reasoning_gym" or not (kind in KINDS or is_entry_point(kind)):
         known = ", ".join(repr(name) for name in KINDS if name != "reasoning_gym")
         raise ValueError(f"has no verifier {kind!r}; there are {known} and 'python:package.module:function'")
+    if is_entry_point(kind) and top_module(kind) == "__main__":
+        raise ValueError(f"names {kind!r}: no other process can import what stands in the running program; give it a module")
     if is_entry_point(kind) and importlib.util.find_spec(top_module(kind)) is None:
         raise ValueError(
             f"names {kind!r}, and no such module is installed, in the recipe's folder or in the working folder, {Path.cwd()}"

@@ -146,9 +146,10 @@ class RunState:
                 stale = self.store.path("stages", f"{name}.json").exists()
                 why = "was made with other settings or inputs" if stale else "has not been made"
                 command = COMMAND_OF_STAGE[kind]
+                paid = ", which asks its teacher for no trace that is there," if command == "generate" and stale else ""
                 raise RecipeError(
-                    f"{self.store.root} has no {name} for this recipe: it {why}. Run `stillhouse {command}` with the same "
-                    "recipe and --out first, or `stillhouse run` for all stages"
+                    f"{self.store.root} has no {name} for this recipe: it {why}. Run `stillhouse {command}`{paid} with the "
+                    "same recipe and --out first, or `stillhouse run` for all stages"
                 )
             # What is on disk is about to change: the old manifest must not vouch for it any longer.
             self.store.revoke_stage(name)

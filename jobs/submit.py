@@ -107,7 +107,9 @@ def submit(recipe: Recipe, *, address: str, out: str, follow: bool, show: Callab
     return job_id, exit_code_of(client, job_id)
 
 
-def _hand_over(client: Any, job: dict[str, Any], show: Callable[[str], Any], *, patience_s: float = PATIENCE_S) -> None:
+def _hand_over(
+    client: Any, job: dict[str, Any], show: Callable[[str], Any], *, patience_s: float = PATIENCE_S, pause_s: float = 1
+) -> None:
     """Submit the job; wait while the cluster has no agent that takes it, as in the first seconds after its start.
 
     Raises:
@@ -126,7 +128,7 @@ def _hand_over(client: Any, job: dict[str, Any], show: Callable[[str], Any], *, 
         if not told:
             show(f"stillhouse: the cluster has no agent yet that takes jobs; trying again for {patience_s:.0f} s\n")
             told = True
-        time.sleep(1)
+        time.sleep(pause_s)
 
 
 async def _follow(client: Any, job_id: str, show: Callable[[str], Any]) -> None:

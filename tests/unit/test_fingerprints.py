@@ -140,9 +140,12 @@ def test_what_programs_may_import_decides_their_verdicts_and_reaches_the_workers
     monkeypatch.setenv("STILLHOUSE_SANDBOX_PACKAGES", "numpy")
     assert worker_environment()["STILLHOUSE_SANDBOX_PACKAGES"] == "numpy"
     judged_again = {"problems", "filter", "evaluate-teacher", "evaluate-base", "evaluate-checkpoint"}
-    of_code = fingerprints(tmp_path, code)
-    assert judged_again <= {stage for stage, print_ in of_code.items() if print_ != runs[0][stage]}
+    shown = fingerprints(tmp_path, code)
+    assert judged_again <= {stage for stage, print_ in shown.items() if print_ != runs[0][stage]}
     assert fingerprints(tmp_path) == runs[1]
+    monkeypatch.setenv("STILLHOUSE_SANDBOX", "unsafe-limits")
+    unsafe = fingerprints(tmp_path, code)
+    assert judged_again <= {stage for stage, print_ in unsafe.items() if print_ != shown[stage]}
 
 
 def test_a_corrected_own_verifier_judges_everything_again(tmp_path, monkeypatch):

@@ -89,12 +89,35 @@ def test_another_module_of_an_own_modules_name_is_refused(recipe, tmp_path):
     (second / "own.yaml").write_text((second / "own.yaml").read_text().replace("own_side_filters:no_shouting", "yaml:dump"))
     (second / "yaml.py").write_text("def dump(trace):\n    return None\n")
     shutil.rmtree(second / "own_side_checks")
-    with pytest.raises(RecipeError, match=r"'yaml' lies at .*second.yaml.py, but Python takes .*packages.yaml, which is inst"):
+    with pytest.raises(
+        RecipeError, match=r"'yaml' lies at .*second.yaml.py, but Python takes .*packages.yaml, which comes first"
+    ):
         load_recipe(second / "own.yaml")
     (recipe.parent / "own_side_filters.py").write_text("def no_shout(trace):\n    return None\n")
     del sys.modules["own_side_filters"]
     with pytest.raises(RecipeError, match=r"there is no 'no_shouting' in .*team.own_side_filters.py"):
         load_recipe(recipe)
+
+
+def test_a_folder_that_only_has_the_name_hides_nothing(recipe, tmp_path, monkeypatch):
+    """A project's folder above its installed package, or a folder of data beside the recipe, would stop a sound recipe."""
+    installed = tmp_path / "own_side_checks"  # the project, in the working folder; the package is below it
+    shutil.move(recipe.parent / "own_side_checks", tmp_path / "package")
+    installed.mkdir()
+    (installed / "setup.py").write_text("")
+    shutil.move(tmp_path / "package", installed / "own_side_checks")
+    monkeypatch.syspath_prepend(str(installed))
+    monkeypatch.chdir(tmp_path)
+    (recipe.parent / "own_side_checks").mkdir()
+    (recipe.parent / "own_side_checks" / "table.csv").write_text("1,2\n")
+    assert modules_of(load_recipe(recipe))[0] == installed / "own_side_checks"
+
+
+def test_a_function_of_the_running_program_is_refused_in_words(recipe):
+    """A notebook's own function would be missed by the workers, after the teacher was asked."""
+    for override in ("problems.test.0.kind='python:__main__:f'", "filters.list=[{name: finished}, {name: '__main__:f'}]"):
+        with pytest.raises(RecipeError, match=r"__main__:f'.*give it a module"):
+            load_recipe(recipe, [override])
 
 
 def test_a_module_is_found_that_came_to_the_path_after_the_workers_started(tmp_path, monkeypatch):

@@ -55,7 +55,7 @@ def test_a_cluster_that_has_just_started_is_waited_for(dashboard, client):
     _, answers, asked = dashboard
     answers += [(500, NOT_YET), (500, NOT_YET), (200, json.dumps({"job_id": "1", "submission_id": JOB["submission_id"]}))]
     said = []
-    _hand_over(client, JOB, said.append)
+    _hand_over(client, JOB, said.append, pause_s=0.01)
     assert asked == [JOB["submission_id"]] * 3
     assert said == ["stillhouse: the cluster has no agent yet that takes jobs; trying again for 120 s\n"]
 
@@ -65,7 +65,7 @@ def test_a_cluster_that_never_takes_jobs_and_one_that_refuses_this_one_are_error
     _, answers, asked = dashboard
     answers.append((500, NOT_YET))
     with pytest.raises(RuntimeError, match="No available agent"):
-        _hand_over(client, JOB, [].append, patience_s=0.5)
+        _hand_over(client, JOB, [].append, patience_s=0.1, pause_s=0.01)
     asked.clear()
     answers[:] = [(400, "ValueError: no such thing")]
     with pytest.raises(RuntimeError, match="no such thing"):
