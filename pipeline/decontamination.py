@@ -15,7 +15,8 @@ stripped, numbers and the operators between them kept. Phrases that stand around
 items' ends. A trace is dropped for one of four reasons:
 
 1. *whole*: an item of at least eight words stands in the prompt or in the trace as one run of words that begins and ends where
-   a clause does ("... if you have 3 dogs?" is not inside "... if you have 3 dogs, 2 cats?").
+   a clause does ("... if you have 3 dogs?" is not inside "... if you have 3 dogs, 2 cats?"), or with words around it in its
+   sentence and no number or operator among them.
 2. *short*: an item of fewer than eight words is the whole prompt, or (from three words or twenty characters up) a clause of the
    prompt. Traces are searched only for short items of forty characters (a sudoku grid of 81 digits is one word).
 3. *in pieces*: most of the item stands there in its order (`stillhouse.pipeline.overlap.alignment`): ``min_share`` of its

@@ -24,6 +24,7 @@ _MIN_PROSE = 3  # letters of a word of prose
 _MAX_SLIP = 3  # words that an edit may have moved an item's ends by
 _MAX_OPEN_SLIP = 12  # the same where the item itself ends without a mark
 _MAX_BETWEEN = 80  # words of other text between two pieces
+_MAX_AROUND = 30  # words of the sentence that an item is part of, on either side
 _MAX_LOST = 0.25  # share of an item's words that may be cut off at its ends
 _MAX_LOST_SIGNS = 0.3
 _MANY_SIGNS = 8  # so many numbers and operators in a row that they are no other problem's
@@ -105,7 +106,10 @@ def stands_whole(text: Words, item: Item, start: int) -> bool:
     open_end = not _CLAUSE_END.search(item.gaps[-1].rstrip())
     goes_on = end < len(text.words) and not is_sign(text.words[end])
     ends = open_end and goes_on and (_OPENS.search(text.gap(end)) or _near_clause_end(text, end, 1, _MAX_OPEN_SLIP))
-    return bool(_CLAUSE_END.search(text.gap(start)) and ends)
+    if _CLAUSE_END.search(text.gap(start)) and ends:
+        return True
+    telling = len(item.words) >= _MIN_END_WORDS or any(map(is_sign, item.words))
+    return telling and _alone_in_its_clause(text, start, -1) and _alone_in_its_clause(text, end, 1)
 
 
 def copy_in(text: Words, item: Item, own: Own, begin: int, end: int, *, min_share: float, reach: int) -> tuple[int, int] | None:
@@ -287,5 +291,18 @@ def _near_clause_end(text: Words, at: int, step: int, slip: int = _MAX_SLIP) -> 
             return True
         crossed = gap - 1 if step < 0 else gap
         if 0 <= crossed < len(text.words) and text.words[crossed][0].isdigit():
+            return False
+    return False
+
+
+def _alone_in_its_clause(text: Words, at: int, step: int) -> bool:
+    """Whether no number or operator stands between ``at`` and the clause's begin (``step`` -1) or end (1).
+
+    "We got … as homework": words around an item within its sentence are nobody's problem, numbers may make it another one.
+    """
+    for gap in range(at, at + step * (_MAX_AROUND + 1), step):
+        if gap in (0, len(text.words)) or _CLAUSE_END.search(text.gap(gap)):
+            return True
+        if is_sign(text.words[gap - 1 if step < 0 else gap]):
             return False
     return False

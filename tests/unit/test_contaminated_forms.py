@@ -49,6 +49,19 @@ def test_what_stands_around_an_item_does_not_hide_it(around):
     assert Decontaminator([STORY]).check(around.format(STORY.replace("14", "15")), "") is None
 
 
+@pytest.mark.parametrize(
+    "around", ["A student asked me, {} and I was not sure.", "For homework last week they gave us {} to do at home."]
+)
+def test_words_around_an_item_in_its_sentence_do_not_hide_it_and_numbers_make_another(around):
+    """Whoever retells a test item does not end his sentence before it; a list that goes on is another problem."""
+    item = "Find the number of legs of 3 dogs, 4 hens and 2 cows"
+    decontaminator = Decontaminator([item])
+    for text, found in ((around.format(item), True), (around.format(f"{item}, 7 cats"), False)):
+        assert bool(decontaminator.check_prompt(text)) is found
+        assert bool(decontaminator.check("What?", f"<think>\nWell, so.\n{text}\nHm.</think>4")) is found
+    assert decontaminator.check_prompt(around.format(f"7 cats and then {item}")) is None
+
+
 def test_escaped_letters_are_letters():
     """A Chinese item in a JSON string is all \\u escapes."""
     item = "小明有15个苹果，他给了小红7个，又买了9个，现在小明有多少个苹果？"
