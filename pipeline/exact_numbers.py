@@ -11,7 +11,7 @@ from stillhouse.pipeline.extraction import boxed_answer
 _SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _SPACING = re.compile(r"\\\$|\\[,;:!>]|\\(?:quad|qquad|left|right|displaystyle|thinspace)(?![A-Za-z])|~")
-_LINE_BREAKS = re.compile(r"(?:\s*\\\\)+\s*\Z")
+_LINE_BREAKS_BACKWARDS = re.compile(r"(?:\\\\\s*)*")
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
 _DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)")
 _SCIENTIFIC = re.compile(
@@ -87,5 +87,6 @@ def unwrapped(text: str) -> str:
     for start, end in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
         if text.startswith(start) and text.endswith(end) and len(text) > len(start) + len(end):
             text = text[len(start) : len(text) - len(end)].strip()
-    text = _LINE_BREAKS.sub("", _SPACING.sub("", text).replace("$", " ")).strip()
+    text = _SPACING.sub("", text).replace("$", " ").strip()
+    text = text[: len(text) - _LINE_BREAKS_BACKWARDS.match(text[::-1]).end()]  # backwards in linear time
     return re.sub(r"(?<=[\w)}])\.$", "", text)

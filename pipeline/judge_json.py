@@ -17,6 +17,7 @@ from typing import Any
 
 _MAX_INTEGER_CHARS = 4000
 _DEEP = "it is nested too deeply to be checked"
+_LARGE = "a number in it is too large to be checked"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _HOSTNAME = rf"(?=.{{1,253}}$){_LABEL}(?:\.{_LABEL})*"
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
@@ -37,14 +38,16 @@ def judge_json(answer: str, schema: Any, gold: str | None) -> tuple[str, str]:
         expected = None if gold is None else _strict_json(gold)
     except RecursionError:
         return "undecided", f"the gold: {_DEEP}"
-    except (ValueError, decimal.InvalidOperation) as error:
+    except decimal.InvalidOperation:
+        return "undecided", f"the gold: {_LARGE}"
+    except ValueError as error:
         return "undecided", f"the gold is not JSON: {error}"
     try:
         value = _strict_json(answer)
     except RecursionError:
         return "undecided" if gold is None else "wrong", _DEEP
     except decimal.InvalidOperation:
-        return "undecided", "a number in it is too large to be checked"
+        return "undecided", _LARGE
     except ValueError as error:
         return "wrong", f"not JSON: {error}"
     try:
@@ -52,6 +55,8 @@ def judge_json(answer: str, schema: Any, gold: str | None) -> tuple[str, str]:
             return said
         if gold is not None and not _same_json(expected, value):
             return "wrong", "another value than the gold's"
+    except (decimal.InvalidOperation, OverflowError):  # OverflowError: of a regular expression, a{99999999999999999999}
+        return "undecided", f"{_LARGE}, or one of the schema"
     except RecursionError:
         return "undecided", f"{_DEEP}, or the schema refers to itself without end"
     return "correct", "the schema holds" if gold is None else "same value"
@@ -62,12 +67,13 @@ def _judge_by_schema(value: Any, schema: Any) -> tuple[str, str] | None:
     import jsonschema
     from referencing.exceptions import Unresolvable
 
-    if not isinstance(schema, dict | bool):
-        return "undecided", f"the schema must be an object, or true or false; it is {json.dumps(schema)[:60]}"
     try:
-        schema = _strict_json(json.dumps(schema), for_schema=True)
+        schema = _strict_json(schema if isinstance(schema, str) else json.dumps(schema), for_schema=True)
     except ValueError as error:
-        return "undecided", f"the schema is no JSON: {error}"
+        hint = "; a schema with numbers beyond 1e308 has to be given as text" if "Infinity" in str(error) else ""
+        return "undecided", f"the schema is no JSON: {error}{hint}"
+    if not isinstance(schema, dict | bool):
+        return "undecided", f"the schema must be an object, or true or false; it is {schema!r:.60}"
     known = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     whole_is_integer = known.TYPE_CHECKER.is_type(1.0, "integer")  # not so in draft 4
     types = known.TYPE_CHECKER.redefine(
@@ -83,15 +89,31 @@ def _judge_by_schema(value: Any, schema: Any) -> tuple[str, str] | None:
         formats.checks(name, raises=(ValueError, re.error))(_on_text(holds))
     try:
         known.check_schema(schema)
-        with decimal.localcontext(prec=_MAX_INTEGER_CHARS):
+        with decimal.localcontext(prec=_MAX_INTEGER_CHARS, Emin=decimal.MIN_EMIN, Emax=decimal.MAX_EMAX):
             # A registry of the drafts alone: no reference is ever fetched.
             checker = validator(schema, registry=jsonschema.validators.SPECIFICATIONS, format_checker=formats)
+            _require_targets(schema)
             first = next(checker.iter_errors(value), None)
     except jsonschema.SchemaError as error:
         return "undecided", f"the schema is no schema: {error.message[:160]}"
     except Unresolvable as error:
         return "undecided", f"the schema's $ref {error.ref!r:.80} leads nowhere; none is followed out of the schema"
     return None if first is None else ("wrong", f"{first.json_path}: {first.message[:160]}")
+
+
+def _require_targets(schema: Any) -> None:
+    """Raise Unresolvable where a $ref anywhere in a schema leads nowhere, so that no answer has to come upon it."""
+    from jsonschema.validators import SPECIFICATIONS
+    from referencing import Resource
+    from referencing.jsonschema import DRAFT202012
+
+    root = Resource.from_contents(schema, default_specification=DRAFT202012)
+    todo = [(SPECIFICATIONS.resolver_with_root(root), root)]
+    while todo:
+        resolver, part = todo.pop()
+        if isinstance(part.contents, dict) and isinstance(ref := part.contents.get("$ref"), str):
+            resolver.lookup(ref)
+        todo += [(resolver.in_subresource(each), each) for each in part.subresources()]
 
 
 def _strict_json(text: str, *, for_schema: bool = False) -> Any:
@@ -104,7 +126,7 @@ def _strict_json(text: str, *, for_schema: bool = False) -> Any:
     """
 
     def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len({key for key, _ in pairs}) < len(pairs):
+        if len({key for key, _ in pairs}) < len(pairs) and not for_schema:
             raise ValueError("a key stands there twice")
         return dict(pairs)
 
@@ -112,7 +134,9 @@ def _strict_json(text: str, *, for_schema: bool = False) -> Any:
         raise ValueError(f"{name} is no JSON")
 
     def decimal_number(digits: str) -> Any:
-        return int(float(digits)) if for_schema and float(digits).is_integer() else _Number(digits)
+        number = _Number(digits)
+        is_short = number.adjusted() < _MAX_INTEGER_CHARS
+        return int(number) if for_schema and is_short and number == number.to_integral_value() else number
 
     def integer(digits: str) -> Any:
         return int(digits) if len(digits) <= _MAX_INTEGER_CHARS else _Number(digits)

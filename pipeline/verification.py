@@ -188,7 +188,7 @@ def mutated_golds(problem: Problem) -> list[str]:
     number = exact_number(gold) if problem.kind != "choice" else None
     if number is not None:
         return [str(number + 1), str(number - 1)]
-    if problem.kind == "choice" and (letter := letter_of(gold) or (option_of(gold) or ("",))[0]):
+    if problem.kind in ("choice", "math") and (letter := letter_of(gold) or (option_of(gold) or ("",))[0]):
         return [chr((ord(letter) - ord("A") + 1) % 26 + ord("A"))]
     if problem.kind == "math" and gold_words(gold) is None:
         return [f"({unwrapped(gold)}) + 1", "\\text{no such answer}"]

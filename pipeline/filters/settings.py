@@ -105,9 +105,7 @@ def make_filter(setting: FilterSetting) -> TraceFilter:
 def _entry_point(name: str) -> TraceFilter:
     module_name, _, function_name = name.partition(":")
     if module_name == "__main__":
-        raise RecipeError(
-            f"filter {name!r}: no other process can import what stands in the running program; give it a module"
-        )
+        raise RecipeError(f"filter {name!r}: no other process can import what stands in the running program; give it a module")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:

@@ -64,6 +64,7 @@ def _shown(named: str) -> ShownPackages:
         return ShownPackages()
     owners = metadata.packages_distributions()
     found: dict[str, metadata.Distribution] = {}
+    wanted_by: dict[str, str] = {}
     imports = []
     for name in names:
         distributions = [_distribution(each) for each in owners.get(name, [name])]
@@ -73,9 +74,10 @@ def _shown(named: str) -> ShownPackages:
             )
         for distribution in filter(None, distributions):
             _with_required(distribution, found)
-        own = [module for module, by in owners.items() if name.lower() in map(str.lower, by) and not module.startswith("_")]
-        imports += [name] if name in owners else own
-    read_only = [pair for distribution in found.values() for pair in _parts(distribution, owners)]
+        wanted_by |= dict.fromkeys(found.keys() - wanted_by.keys(), name)
+        own = [module for module, by in owners.items() if _normalised(name) in map(_normalised, by)]
+        imports += [name] if name in owners else [module for module in own if not module.startswith("_")]
+    read_only = [pair for key, distribution in found.items() for pair in _parts(distribution, owners, wanted_by[key])]
     versions = tuple(sorted((d.metadata["Name"], d.version) for d in found.values()))
     return ShownPackages(tuple(dict.fromkeys(imports)), versions, tuple(dict.fromkeys(read_only)))
 
@@ -104,19 +106,20 @@ def _normalised(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _parts(distribution: metadata.Distribution, owners: dict[str, list[str]]) -> list[tuple[str, str]]:
+def _parts(distribution: metadata.Distribution, owners: dict[str, list[str]], wanted_by: str) -> list[tuple[str, str]]:
     """The files and folders of a distribution that stand directly in its site-packages, and their places inside."""
     name = distribution.metadata["Name"]
+    whose = name if _normalised(wanted_by) == _normalised(name) else f"{name}, which {wanted_by} needs,"
     tops = {file.parts[0] for file in distribution.files or () if file.parts[0] not in ("..", "__pycache__")}
     tops = {top for top in tops if not top.endswith(".pth") and not os.path.isabs(top)}
     pairs = [(str(Path(distribution.locate_file(top)).resolve()), f"{PLACE}/{top}") for top in sorted(tops)]
     if not any(target.endswith(".py") or (os.path.isdir(source) and not target.endswith("-info")) for source, target in pairs):
         raise SandboxUnavailable(
-            f"{VARIABLE}: {name} is installed without its own files (editable?), and cannot be shown alone"
+            f"{VARIABLE}: {whose} is installed without its own files (editable?), and cannot be shown alone"
         )
     for top in tops & set(owners):
         if len(set(map(_normalised, owners[top]))) > 1:
             raise SandboxUnavailable(
-                f"{VARIABLE}: {name} shares its folder {top!r} with {', '.join(owners[top])}, and cannot be shown alone"
+                f"{VARIABLE}: {whose} shares its folder {top!r} with {', '.join(owners[top])}, and cannot be shown alone"
             )
     return pairs

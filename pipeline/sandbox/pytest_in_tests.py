@@ -1,7 +1,7 @@
 """What tests of data sets use of pytest, for the tests' sandbox, which has no installed packages: there it is ``pytest``.
 
-``raises``, ``approx``, ``fail``, ``mark.parametrize`` (``tests_side.py`` runs its cases); other marks change nothing. Fixtures
-are not there: a test that wants one decides nothing.
+``raises``, ``approx``, ``fail``, ``skip``, ``mark.parametrize`` (``tests_side.py`` runs its cases); other marks change
+nothing. Fixtures are not there: a test that wants one decides nothing.
 """
 
 import contextlib
@@ -58,6 +58,14 @@ class approx:
 
 def fail(reason=""):
     raise AssertionError(reason)
+
+
+class SkipTest(Exception):
+    """Tests that skip themselves decide nothing."""
+
+
+def skip(reason="", **_):
+    raise SkipTest(reason)
 
 
 def param(*values, **_):

@@ -15,14 +15,14 @@ from pathlib import Path
 from stillhouse.pipeline.sandbox.packages import PLACE, ShownPackages, shown_packages
 from stillhouse.pipeline.sandbox.records import SandboxUnavailable
 
-# Runs in the base interpreter: loads every extension module of the standard library and of the folders on its command line,
-# without running it, and asks the loader which libraries that brought in, by the names it found them under (the soname's link,
-# not the file behind it).
+# Runs in the base interpreter: loads every extension module of the standard library and of the files and folders on its command
+# line, not as Python imports it, though what a library runs when loaded does run; and asks the loader which libraries that
+# brought in, by the names it found them under (the soname's link, not the file behind it).
 _SURVEY = """
 import ctypes, json, os, pathlib, sys, sysconfig
 stdlib = sysconfig.get_path("stdlib")
 dynload = pathlib.Path(sysconfig.get_path("platstdlib"), "lib-dynload")
-shown = [path for folder in sys.argv[1:] for path in pathlib.Path(folder).rglob("*.so*")]
+shown = [path for top in map(pathlib.Path, sys.argv[1:]) for path in ([top] if top.is_file() else top.rglob("*.so*"))]
 for path in [*map(str, sorted(dynload.glob("*.so")) + sorted(shown)), "libgcc_s.so.1"]:
     try:
         ctypes.CDLL(path)
@@ -62,11 +62,13 @@ class PythonView:
 
 
 def python_view() -> PythonView:
-    """Find the files of this interpreter, once a process (about 0.1 s); a virtual environment's is its base interpreter.
+    """Find the files of this interpreter, once a process; a virtual environment's is its base interpreter.
+
+    About 0.1 s, and as long as the libraries of the packages that are shown take to load (for torch about a second).
 
     Raises:
-        SandboxUnavailable: the interpreter does not start on its own, or a package that ``STILLHOUSE_SANDBOX_PACKAGES`` names
-            cannot be shown.
+        SandboxUnavailable: the interpreter does not start on its own, a library ends it as it is loaded, or a package that
+            ``STILLHOUSE_SANDBOX_PACKAGES`` names cannot be shown.
     """
     return _view(shown_packages())
 
@@ -78,13 +80,15 @@ def _view(packages: ShownPackages) -> PythonView:
     command = [executable, "-I", "-S", "-B", "-c", _SURVEY, *sources]
     answer = subprocess.run(command, capture_output=True, text=True, env=loader_environment(), check=False)
     if answer.returncode:
-        raise SandboxUnavailable(f"{executable} does not start on its own: {answer.stderr.strip()[-300:]}")
+        said = answer.stderr.strip()[-300:] or f"status {answer.returncode}"
+        loads = f", or a library of {packages} ends it" if sources else ""
+        raise SandboxUnavailable(f"{executable} does not start on its own{loads}: {said}")
     survey = json.loads(answer.stdout)
     folders = [os.path.abspath(folder) for folder in survey["folders"]]
     inside_folders = tuple(folder + os.sep for folder in (*folders, *sources))
     files = [executable, interpreter_of(executable), "/etc/ld.so.cache", *survey["libraries"]]
     files = [name for name in dict.fromkeys(files) if name and os.path.isfile(name)]
-    files = [name for name in files if not os.path.abspath(name).startswith(inside_folders)]
+    files = [name for name in files if name not in sources and not os.path.abspath(name).startswith(inside_folders)]
     masked = [str(path) for folder in folders for path in Path(folder).glob("*-packages") if path.is_dir()]
     shown = tuple((os.path.realpath(path), path) for path in (*folders, *files)) + packages.read_only
     devices = tuple(path for path in _DEVICES if os.path.exists(path))

@@ -3,14 +3,16 @@ tests' sandbox."""
 
 import ast
 import builtins
+import sys
 import traceback
 
 TESTS, SETUP = "tests.py", "setup.py"
-# Tests that mention one of these look at what the program prints or reads, or at files: each sandbox has its own.
-_OUTSIDE = {
-    *("redirect_stdout", "redirect_stderr", "stdin", "stdout", "stderr", "capsys", "capfd", "monkeypatch", "patch"),
-    *("open", "tempfile", "shutil", "Path", "makedirs", "mkdir", "chdir", "environ"),
-}
+# Tests that use one of these look at what the program prints or reads, or at files: each sandbox has its own. The second ones
+# only where they are a module's, because variables and the program's functions have such names too.
+_STREAMS = {"redirect_stdout", "redirect_stderr", "stdin", "stdout", "stderr", "capsys", "capfd", "monkeypatch"}
+_STREAMS |= {"tempfile", "shutil", "subprocess"}
+_OF_MODULES = {"patch", "open", "Path", "makedirs", "mkdir", "chdir", "environ"}
+_STOPS = {"StopIteration", "StopAsyncIteration"}
 
 
 def is_only_looked_into(name, tree):
@@ -42,12 +44,51 @@ def free_names(tree, entry_point):
     return (used - bound) | (names_in(entry_point) - set(dir(builtins)) if entry_point else set())
 
 
-def looks_outside(tree):
-    """Whether the tests mention standard input or output, or make files."""
-    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} | {
-        node.id for node in ast.walk(tree) if isinstance(node, ast.Name)
-    }
-    return bool(names & _OUTSIDE)
+def looks_outside(tree, setup):
+    """Whether the tests, by their own imports or the setup's, use standard input or output, or make files."""
+    imported, bound = {}, set()  # by the name that they give it; their own variables and functions
+    for node in [*ast.walk(ast.parse(setup)), *ast.walk(tree)]:
+        if isinstance(node, ast.Import) or (isinstance(node, ast.ImportFrom) and node.module != "solution"):
+            imported.update({(alias.asname or alias.name).partition(".")[0]: alias.name for alias in node.names})
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            bound.add(node.name)
+        elif isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            bound.add(node.id)
+
+    def is_outside(node):
+        if isinstance(node, ast.Name) and node.id in imported:
+            return imported[node.id] in _STREAMS | _OF_MODULES
+        if isinstance(node, ast.Name):
+            return node.id in (_STREAMS | {"open"}) - bound
+        if not isinstance(node, ast.Attribute) or node.attr in _STREAMS:
+            return isinstance(node, ast.Attribute)
+        base = node
+        while isinstance(base, ast.Attribute):
+            base = base.value
+        is_module = isinstance(base, ast.Name) and base.id in imported.keys() | sys.stdlib_module_names - bound
+        return is_module and node.attr in _OF_MODULES
+
+    return any(map(is_outside, ast.walk(tree)))
+
+
+def where_loops_may_end(tree):
+    """The numbers of the lines where the tests expect the program to raise StopIteration: a ``try`` that handles it, a ``with``
+    or a call that is given it."""
+    lines = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Try):
+            expects, body = node.handlers, node.body
+        elif isinstance(node, (ast.With, ast.AsyncWith)):
+            expects, body = node.items, node.body
+        elif isinstance(node, ast.Call):
+            expects, body = [part for part in node.args if isinstance(part, (ast.Name, ast.Tuple))], [node]
+        else:
+            continue
+        if any(names_of(part) & _STOPS for part in expects):
+            lines.update(range(body[0].lineno, body[-1].end_lineno + 1))
+    return lines
 
 
 def uncalled(tree, cases=()):

@@ -12,6 +12,7 @@ in place to an argument is done to the tests' copy.
 
 import ast
 import builtins
+import functools
 import importlib
 import json
 import math
@@ -30,6 +31,7 @@ from stillhouse.pipeline.sandbox.tests_found import (
     required,
     uncalled,
     where,
+    where_loops_may_end,
 )
 from stillhouse.pipeline.sandbox.wire import (
     DEEP,
@@ -118,7 +120,7 @@ class Judge:
         module = types.ModuleType("__main__")
         sys.modules["__main__"] = module
         self.names = vars(module)
-        self.may_end_loops = False
+        self.lines_of_stops = set()
 
     def refer(self, value):
         if isinstance(value, Remote):
@@ -173,10 +175,19 @@ class Judge:
             send(self.outgoing, b"c", {"id": nonce} | self.called_back(answer))
         self.answers += 1
         if "raised" in answer:
-            raise rebuilt(*answer["raised"], self.names, ends_loops=do == "next" or self.may_end_loops)
+            raise rebuilt(*answer["raised"], self.names, ends_loops=do == "next" or self.may_end_loops())
         for name, form in answer.get("changed", {}).items():
             overwrite(kwargs[name] if name in (kwargs or {}) else args[int(name)], decode(form, self.resolve))
         return decode(answer["value"], self.resolve)
+
+    def may_end_loops(self):
+        """Whether the tests' line that asks, or one that called it, expects StopIteration."""
+        frame = sys._getframe()
+        while frame is not None:
+            if frame.f_code.co_filename == TESTS and frame.f_lineno in self.lines_of_stops:
+                return True
+            frame = frame.f_back
+        return False
 
     def receive(self, nonce):
         for line in self.incoming:
@@ -203,7 +214,7 @@ class Judge:
         send(self.outgoing, b"c", {"id": nonce, "do": "name", "name": name})
         answer = self.receive(nonce)
         if "raised" in answer:
-            raise rebuilt(*answer["raised"], self.names)
+            raise rebuilt(*answer["raised"], self.names, ends_loops=False)
         if "missing" in answer:
             self.missing.add(name)
             return
@@ -214,8 +225,8 @@ class Judge:
         self.classes = setup_classes(setup, entry_point)
         exec(compile(setup, SETUP, "exec"), self.names)
         tree = ast.parse(tests, TESTS)
-        self.captures = looks_outside(tree)
-        self.may_end_loops = "StopIteration" in tests
+        self.captures = looks_outside(tree, setup)
+        self.lines_of_stops = where_loops_may_end(tree)
         solution = types.ModuleType("solution")  # tests may say `from solution import f`
         sys.modules["solution"] = solution
         solution.__getattr__ = self.attribute_of_solution
@@ -261,8 +272,12 @@ class Judge:
         if isinstance(node, ast.ClassDef):
             if is_test_case(test):
                 unittest = sys.modules["unittest"]
-                cases = unittest.defaultTestLoader.loadTestsFromTestCase(test)
-                unittest.TestSuite(case for case in cases if not is_skipped(case)).debug()  # raises what fails
+                cases = list(unittest.defaultTestLoader.loadTestsFromTestCase(test))
+                for case in cases:
+                    if expects_failure(case):
+                        refuse(f"the tests expect {case._testMethodName} to fail")
+                    case.debug = functools.partial(self.unless_skipped, case.debug)
+                unittest.TestSuite(cases).debug()  # raises what fails
             elif node.name.startswith("Test"):
                 for part in node.body:
                     if isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef)) and part.name.startswith("test"):
@@ -275,6 +290,15 @@ class Judge:
             call_test(test, "check", eval(entry_point, self.names))
         elif node.name.startswith("test") or node.name == "check":
             call_test(test, node.name)
+
+    def unless_skipped(self, run):
+        """Run a test case, which may skip itself before it has asked the program for anything."""
+        before = self.answers
+        try:
+            run()
+        except sys.modules["unittest"].SkipTest as skip:
+            if hasattr(skip, "of_the_program") or self.answers > before:
+                raise
 
     def verdict(self, setup, tests, entry_point):
         """Run the tests: ``{"outcome", "reason"}``, or ``{"ended": true}`` where the program was gone too early."""
@@ -303,7 +327,8 @@ class Judge:
                 outcome = "wrong" if own else "undecided"
                 reason = f"nothing defines {error.name}" if not own else f"the program defines no {error.name}"
             else:
-                ours = isinstance(error, (NameError, ImportError, SyntaxError)) or self.opaque or not self.answers
+                ours = isinstance(error, (NameError, ImportError, SyntaxError)) or type(error).__name__ == "SkipTest"
+                ours |= self.opaque or not self.answers
                 outcome = "undecided" if ours else "wrong"
                 reason = f"the tests stop with {said}{place}"
             if outcome == "wrong" and self.captures:
@@ -349,9 +374,9 @@ def is_test_case(value):
     return "unittest" in sys.modules and isinstance(value, type) and issubclass(value, sys.modules["unittest"].TestCase)
 
 
-def is_skipped(case):
-    marked = (type(case), getattr(case, case._testMethodName))
-    return any(getattr(part, "__unittest_skip__", False) for part in marked)
+def expects_failure(case):
+    parts = (type(case), getattr(case, case._testMethodName))
+    return any(getattr(part, "__unittest_expecting_failure__", False) for part in parts)
 
 
 def quieten_unittest():

@@ -16,8 +16,15 @@ if TYPE_CHECKING:
 MAX_DIGITS = 4_000
 _REPEATS = re.compile(r"(?:(\d)\1\1+|(\d{2,12}?)\2+)$")
 _LOOK_BACK = 60
+_WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 _CONDITIONS = frozenset(
-    ["or", "nor", "not", "than", "if", "unless", "except", "without", "minus", "plus", "least", "most"],
+    [*("or", "nor", "not", "than", "if", "unless", "except", "without", "minus", "plus", "least", "most", "few", "too"),
+     *("factorial", "doubled", "tripled", "halved", "halves", "thirds", "fourths", "fifths", "sixths", "sevenths", "eighths"),
+     *("ninths", "tenths", "hundredths", "thousandths")]
+)  # fmt: skip
+_OF_NO_UNIT = re.compile(
+    r"\W*(?:(?:squared|cubed)\b|(?:wrong|incorrect)\W*\Z)|.*\ba half\b|.*\bpercent(?:age points?)? (?:more|less|off)\b",
+    re.IGNORECASE,
 )
 _CLOSING = {"(": ")]", "[": "])", "\\{": ("\\}",), "\\langle": ("\\rangle",)}
 
@@ -46,9 +53,9 @@ def named_unit(words: str) -> str:
     """The words behind a number, as they are.
 
     Raises:
-        Refused: they say that it is not the number: 10 or more, at least, 3 less than.
+        Refused: they say that it is not the number: 10 or more, at least, 3 less than, 5 squared (5 cm squared is).
     """
-    if _CONDITIONS & set(words.casefold().split()):
+    if _CONDITIONS & set(_WORD.findall(words.casefold())) or _OF_NO_UNIT.match(words):
         raise Refused(f"a number and a condition: {words[:40]!r}")
     return words
 

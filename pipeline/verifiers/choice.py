@@ -8,37 +8,51 @@ from stillhouse.pipeline.exact_numbers import plain_text
 from stillhouse.pipeline.extraction import THINK_CLOSE, THINK_OPEN
 from stillhouse.pipeline.verifiers.judgement import Judgement
 from stillhouse.pipeline.verifiers.latex import compact, normalized, plain_words
-from stillhouse.pipeline.verifiers.lenient import last_boxes, lenient_letter, lenient_words
+from stillhouse.pipeline.verifiers.lenient import announces_letter, last_boxes, lenient_letter, lenient_words
 
 _TEXT_COMMAND = re.compile(r"\\(?:text\w*|math(?:rm|bf|sf|tt|it)|boldsymbol|bm|operatorname|underline|mbox)\s*\{([^{}]*)\}")
+_FONT = re.compile(r"\\(?:rm|bf|it|sf|tt)(?![A-Za-z])\s*")
 _LETTER = re.compile(r"[(\[]?\s*([A-Za-z])\s*[)\]]?\s*[.:]?")
 _BOLD_LABEL = re.compile(r"(\*\*|__|\*|_)([(\[]?[A-J][)\].:]?)\1(?=\W|$)")  # **B** Paris
 # Options of a multiple choice: (C), \textbf{(C)}\ 5, C) Paris, C - Paris, Option C.
 _OPTION = re.compile(
-    r"(?:(?:option|choice|answer)\s*:?\s*[(\[]?([A-J])[)\]]?(?:\s*[.:]|(?=\s*$))"
+    r"(?:(?:option|choice|answer)\s*(?::\s*)?[(\[]?([A-J])[)\]]?(?:\s*[.:]|(?=\s*$))"
     r"|[(\[]([A-J])[)\]]|([A-J])(?:[).:](?=\s|$)|\s+(?:—|-(?-i:(?=\s*[A-Z][a-z]{2})))))\s*(.*)",
     re.DOTALL | re.IGNORECASE,
 )
 _OTHER_LABEL = re.compile(r"(?<![\w\\])[(\[]([A-J])[)\]]|(?<![\w\\(\[])([A-J])\)(?=\W|$)")
+# 5, B. 6; but not J. P. Morgan and E. coli. A name behind it (F. Engels) makes it a label beside the option's own only.
+_DOTTED_LABEL = re.compile(
+    r"(?:[,;/&\n]\s*|\\\\\s*|\b(?:and|or)\s+|(?<=\s\s))([A-J])(?::|\.(?!\s*[A-Z](?:\.|$)|\s+[a-z]{3}))\s+([A-Z][a-z])?"
+)
 # (D) Both (A) and (B), D. A and B
 _ABOUT_OPTIONS = re.compile(r"(?:both|neither|all|none|either|only)\b|(?-i:[A-J] (?:and|or|&) [A-J]\Z)", re.IGNORECASE)
-_SECOND_THOUGHT = re.compile(r"(?:and|or|nor|not|no|but|then|actually|wait|rather|instead|maybe)\b|[,/&;+]", re.IGNORECASE)
+_SECOND_THOUGHT = re.compile(
+    r"(?:and|or|nor|not|no|but|then|actually|wait|rather|instead|maybe|i mean|sorry)\b|[,/&;+]", re.IGNORECASE
+)
 _LONE_LETTER = re.compile(r"(?<![\w'’])[A-J](?![\w'’])")
 _LETTERS_ALONE = re.compile(
     r"(?:[\W_]|\b(?:and|or|nor|then|vs|versus|plus|to|rightarrow|options?|choices?|answers?|both|(?-i:[A-J]))\b)*",
     re.IGNORECASE,
 )
 _MAX_LETTERS_CHARS = 200
-_TAKEN_BACK = re.compile(r"is (?:wrong|incorrect|not (?:right|correct))\W*")
+_TAKEN_BACK = re.compile(r"(?:is )?(?:wrong|incorrect|not (?:right|correct))\W*")
 # Prose that begins with a letter that is no choice: A dog is …, I think …, A is wrong …, Not B.
 _NO_LETTER_FIRST = re.compile(
     r"\A\W*(?:I(?:\s+(?=[a-z])|['’])|A\s+(?!(?:is|was|because|since|as|for|and|or|due|given|by|seems|would|looks)\b)(?=[a-z])"
-    r"|[A-J]\)?\s+is\s+(?:wrong|incorrect|not)\b|[Nn]ot\s+\W*[A-J]\b)"
+    r"|[A-J]\)?\s+is\s+(?:wrong|incorrect|not)\b|[Nn]ot\s\W*[A-J]\b)"
+)
+_DENIED_LETTER = re.compile(
+    r"(?:\b(?:[Nn]ot|[Nn]or|[Nn]ever|[Cc]annot)|n['’]t|\\(?:lnot|neg|ne)|¬|≠)\W{1,9}(?:be\W{1,3})?(?:[Oo]ption\W{1,3})?[A-J](?![\w'’])"
+)
+# B Paris, 5 (B), it is option B
+_LABEL_IN_BOX = re.compile(
+    r"([A-J])[\s,]\s*(?![=<>+^*-])(.*)|(.*)(?:\s\(\s*([A-J])\s*\)|\b(?:[Oo]ption|[Cc]hoice|is)\s+([A-J])\W?)", re.DOTALL
 )
 _SEVERAL_ANSWERS = re.compile(r"\banswers are\b|\b(?:could|may|might) be (?:either )?[A-J] or [A-J]\b", re.IGNORECASE)
 _HEDGED = re.compile(
     r"\W*(?:(?:not|either|neither|between|both)\b"
-    r"|(?:option\s+)?[A-J]\W*(?:(?:and|or|&|/)\W*(?:option\s+)?[A-J](?![\w'’])|,\W*[A-J]\W*(?:$|(?:and|or)\b|,)))"
+    r"|(?:option\s+)?[A-J]\W*(?:(?:and|or|&|/)\W*(?:also\s+)?(?:option\s+)?[A-J](?![\w'’])|,\W*[A-J]\W*(?:$|(?:and|or)\b|,)))"
 )
 _ESCAPED = re.compile(r"\\([%$#&_{} ])")
 
@@ -72,6 +86,8 @@ def _goes_on(letter: str, rest: str) -> bool:
     if _SECOND_THOUGHT.match(rest) and set(_LONE_LETTER.findall(rest)) - {letter}:
         return True
     labels = {group for label in _OTHER_LABEL.finditer(rest) for group in label.groups() if group}
+    dotted = ((label[1], label[2]) for label in _DOTTED_LABEL.finditer(rest))
+    labels |= {label for label, name in dotted if not name or abs(ord(label) - ord(letter)) == 1}
     return bool(labels - {letter})
 
 
@@ -85,11 +101,22 @@ def meant_letter(completion: str) -> str | None:
     text = completion.rpartition(THINK_CLOSE)[2].strip()
     boxed, _ = last_boxes(text)
     if boxed is not None:
+        boxed = _FONT.sub("", boxed)
+        if letter := letter_of(boxed) or (option_of(boxed) or ("",))[0]:
+            return letter
+        text = normalized(_TEXT_COMMAND.sub(r" \1 ", boxed))
+        if label := _LABEL_IN_BOX.fullmatch(text):
+            first, behind, before, in_brackets, last = (group or "" for group in label.groups())
+            letter = first or in_brackets or last
+            return None if _DENIED_LETTER.search(text) or _goes_on(letter, behind or before) else letter
+        if _DENIED_LETTER.search(text) or not announces_letter(text):
+            return None
         meant = [boxed]
     else:
+        text = _DENIED_LETTER.sub(" ", text)
         text = _NO_LETTER_FIRST.sub("", text, count=1)
         announced = lenient_words(text)
-        is_hedged = _SEVERAL_ANSWERS.search(text) or any(map(_HEDGED.match, announced))
+        is_hedged = _SEVERAL_ANSWERS.search(text) or any(_HEDGED.match(words[:_MAX_LETTERS_CHARS]) for words in announced)
         if is_hedged or THINK_OPEN in text:  # or cut off in the middle of a thought
             return None
         meant = [text, *announced]

@@ -10,7 +10,8 @@ What counts as what:
   the white space at the ends of lines and the empty lines at the end: ``0.30`` is not ``0.3`` unless the test has a tolerance.
 - *undecided*: the wall clock, the processor time or the memory of all processes together ran out, because these limits are ours
   and the load is the machine's; a program that imports what the sandbox does not show it (``sandbox/packages.py``); tests that
-  do not run, that never call the program, that look at what it prints, or whose values cannot cross.
+  do not run, that never call the program, that look at what it prints, or whose values cannot cross; a program that stops
+  where it asks for shared anonymous memory (``mmap.mmap(-1, n)``), which the sandbox refuses.
 
 What it does not catch: tests that ask the program itself whether it is right (``assert solution.is_correct(x)``).
 """
@@ -50,6 +51,8 @@ DEADLINE_S = 10.0
 MAX_PROGRAM_CHARS = 1 << 20
 _ROOM_BYTES, _ERROR_BYTES = 1 << 20, 16 << 20
 _SEEDS = re.compile(r"\bseed\(")
+_FRAME = re.compile(rb'^  File "([^"\n]+)", line \d', re.MULTILINE)
+_NO_SHARED_MEMORY = "PermissionError: [Errno 1] Operation not permitted"
 _MISSING_MODULE = re.compile(r"ModuleNotFoundError: No module named '(\w+)")
 _LIMIT_WORDS: dict[KilledFor, str] = {
     "time": "not ready after {:g} s; killed",
@@ -165,7 +168,8 @@ def _by_output(
             main = {"main.py": source.encode(errors="surrogatepass")} | contents
             result = run_sandboxed(main, ("main.py",), stdin.encode(errors="surrogatepass"), limits=limits, tier=sandbox)
         for expected in wanted:
-            judgement = _compare(result, expected, timeout_s, *tolerances(test), on_service=isinstance(sandbox, SandboxService))
+            on_service = isinstance(sandbox, SandboxService)
+            judgement = _compare(result, expected, program, timeout_s, *tolerances(test), on_service=on_service)
             if judgement.outcome != "wrong":
                 break
         if judgement.outcome != "correct":
@@ -174,14 +178,14 @@ def _by_output(
 
 
 def _compare(
-    result: SandboxResult, expected: bytes, timeout_s: float, rel_tol: float, abs_tol: float, *, on_service: bool
+    result: SandboxResult, expected: bytes, program: str, timeout_s: float, rel_tol: float, abs_tol: float, *, on_service: bool
 ) -> Judgement:
     if result.killed_for in _LIMIT_WORDS:
         return Judgement("undecided", _LIMIT_WORDS[result.killed_for].format(timeout_s))
     if result.killed_for:
         flood = f"{_ERROR_BYTES} bytes on stderr" if len(result.stderr) >= _ERROR_BYTES else f"{len(expected)} bytes expected"
         return Judgement("wrong", f"wrote more than could be right ({flood}); killed")
-    if result.exit_status and (why := _not_its_fault(result, on_service)):
+    if result.exit_status and (why := _not_its_fault(result, program, on_service)):
         return Judgement("undecided", why)
     got, wanted = normalised(result.stdout), normalised(expected)
     line = first_difference(got, wanted, rel_tol, abs_tol)
@@ -204,7 +208,7 @@ def _by_calls(
     result = service.run_program(_CALLS, given, files=files, limits=Limits(wall_s=timeout_s))
     if result.timed_out:
         return Judgement("undecided", _LIMIT_WORDS["time"].format(timeout_s))
-    if result.exit_status and (why := _not_its_fault(result, on_service=True)):
+    if result.exit_status and (why := _not_its_fault(result, program, on_service=True)):
         return Judgement("undecided", why)
     answers = [line for line in result.stdout.split(b"\n") if line.startswith(nonce.encode())]
     try:
@@ -215,8 +219,8 @@ def _by_calls(
         said = f"status {result.exit_status}, {_last_line(result.stderr)}"
         return Judgement("wrong", f"the program ended before it had answered all calls: {said}")
     for number, (row, got) in enumerate(zip(rows, results), 1):
-        if not same(got, row.get("returns"), *tolerances(row)):
-            said = f"returned {got!r:.60}, expected {row.get('returns')!r:.60}"
+        if not same(got, row["returns"], *tolerances(row)):
+            said = f"returned {got!r:.60}, expected {row['returns']!r:.60}"
             return Judgement("wrong", _printable(f"test {number} of {len(rows)}: {said}"))
     return Judgement("correct", f"all {len(rows)} results are as expected")
 
@@ -232,19 +236,42 @@ def _by_asserts(program: str, tests: str, entry_point: str, setup: str, timeout_
     reason = _printable(ended.reason)
     if missing := _not_shown(reason):
         return Judgement("undecided", missing if ended.outcome == "wrong" else f"{reason}; {missing}")
-    if ended.outcome == "wrong" and _SEEDS.search(tests) and "random" in program:
+    if ended.outcome == "wrong" and (why := _wants_shared_memory(reason, program)):
+        return Judgement("undecided", why)
+    if ended.outcome == "wrong" and _SEEDS.search(tests) and _draws(setup, program):
         return Judgement("undecided", f"{reason}; the tests seed a random generator, and the program's is another process's")
     if ended.outcome not in ("correct", "wrong"):
         return Judgement("undecided", reason)
     return Judgement(ended.outcome, reason)
 
 
-def _not_its_fault(result: SandboxResult, on_service: bool) -> str:
+def _not_its_fault(result: SandboxResult, program: str, on_service: bool) -> str:
     """Why a program that ended with an error proves nothing, "" where it did not."""
     said = _last_line(result.stderr)
-    if b'File "setup.py"' in result.stderr and b'File "program.py"' not in result.stderr:
+    frames = _FRAME.findall(result.stderr.rpartition(b"Traceback (most recent call last):")[2])
+    if b"Traceback" in result.stderr and b"setup.py" in frames and b"program.py" not in frames:
         return f"the setup stops with {said}"
-    return _not_shown(said, on_service)
+    return _not_shown(said, on_service) or ("" if on_service else _wants_shared_memory(said, program))
+
+
+def _wants_shared_memory(error: str, program: str) -> str:
+    """Why a program that stopped where our filter refuses shared anonymous memory proves nothing, "" where it did not."""
+    if _NO_SHARED_MEMORY in error and "mmap" in _imported(program):
+        return f"{error}; the sandbox has no shared anonymous memory, only MAP_PRIVATE or a file's"
+    return ""
+
+
+def _draws(setup: str, program: str) -> bool:
+    """Whether a program uses a random generator, by its own imports or the setup's."""
+    code = re.sub(r"#.*", "", program)
+    by_module = ("random." in code or ".random" in code) and _imported(f"{setup}\n{program}") & {"random", "numpy"}
+    return "random" in _imported(program) or bool(by_module)
+
+
+def _imported(source: str) -> set[str]:
+    """The names in the import statements of a text that need not be Python."""
+    statements = (re.findall(r"\w+", text.partition("#")[0]) for text in re.split(r"[;:\n]", source))
+    return {name for names in statements if names[:1] in (["import"], ["from"]) for name in names}
 
 
 def _not_shown(error: str, on_service: bool = False) -> str:

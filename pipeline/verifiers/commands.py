@@ -158,6 +158,6 @@ def _function_argument(reader: Reader) -> Tree:
         factors.append(reader.factor())
     while reader.value == "/" and reader.tokens[reader.at + 1].kind in ("number", "letter"):
         reader.take()
-        factors = [("div", factors[0] if len(factors) == 1 else ("mul", *factors), reader.factor())]
+        factors = [("div", reader.joined(factors), reader.factor())]
     tree = factors[0] if len(factors) == 1 else ("mul", *factors)
     return negated(tree) if negative else tree

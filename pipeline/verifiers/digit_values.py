@@ -55,7 +55,7 @@ def _decimal(tree: Tree, point: int, mp: Any) -> Any:
         return top / bottom
     if kind == "sym":
         size = mp.mpf(hashed(tree[1], point) % 1_999_993 + 7) / 1_000_003  # within (0, 2): sines stay sharp, powers small
-        return -size if is_negative(point) else size
+        return -size if is_negative(tree[1], point) else size
     if kind == "const":
         if tree[1] == "inf":
             raise Undecidable("infinity has no value")

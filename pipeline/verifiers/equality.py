@@ -30,6 +30,7 @@ from stillhouse.pipeline.verifiers.named_values import (
     named,
     names_and_values,
     same_assignment,
+    same_name,
     stem,
 )
 from stillhouse.pipeline.verifiers.real_sets import REALS, as_real_set, same_real_set, unknowns
@@ -38,6 +39,7 @@ from stillhouse.pipeline.verifiers.tree import TEXT_NAME, Tree, symbols
 
 _MAX_ITEMS = 64
 _UNKNOWNS = frozenset("abcdmnpqrstuvwxyz")
+_SEQUENCE_LETTERS = frozenset("abcAFST")
 _ROUGHLY = 0.05
 _ORDERS = ("<", ">", "<=", ">=", "!=")
 
@@ -96,8 +98,10 @@ def _same_relation(gold: Tree, answer: Tree) -> bool:
     if gold_named and answer_named:
         if gold_named[0] != answer_named[0] and _argument(gold_named[0]) in symbols(gold_named[1]):
             return False  # f(n) = n + 1 and f(x) = n + 1
-        if head(gold_named[0]) == head(answer_named[0]) or not gold_named[0] or not answer_named[0]:
+        if same_name(gold_named[0], answer_named[0]) or not gold_named[0] or not answer_named[0]:
             return same_answer(gold_named[1], answer_named[1])
+        if gold_named[0].partition("(")[0] == answer_named[0].partition("(")[0] != "":  # f(1) and f(2), P(A) and P(B)
+            return False
         if gold_named[0].startswith(TEXT_NAME) != answer_named[0].startswith(TEXT_NAME):
             return same_answer(gold_named[1], answer_named[1])
         if gold_named[0].startswith("(") != answer_named[0].startswith("("):
@@ -148,6 +152,8 @@ def _same_conditions(gold: Tree, answer: Tree) -> bool:
         gold_set, answer_set = as_real_set(gold), as_real_set(answer)
         if gold_set is not None and answer_set is not None and _one_unknown(gold, answer):
             return same_real_set(gold_set, answer_set, same_answer)
+    if gold[0] not in ("either", "rel") and answer[0] == "either" and answer[1][1] == ("=",):  # x = 1, y = 2; not "or"
+        return False
     lists = ("either", "both", "list")
     if gold[0] not in lists or answer[0] not in lists or {gold[0], answer[0]} == {"either", "both"}:
         return False
@@ -183,7 +189,10 @@ def _rising(tree: Tree) -> tuple[tuple[str, ...], tuple[Tree, ...]]:
 def _same_inequality(gold: Tree, answer: Tree) -> bool:
     gold_operators, gold_sides = _rising(gold)
     operators, sides = _rising(answer)
-    if gold_operators == operators and _same_sides(gold_sides, sides, operators):
+    one_modulus = {gold[3][0], answer[3][0]} in (
+        {name, f"|{name}|"} for name in unknowns(gold)
+    )  # |x| \ne 3, which is two points
+    if gold_operators == operators and not one_modulus and _same_sides(gold_sides, sides, operators):
         return True
     gold_set, answer_set = as_real_set(gold), as_real_set(answer)  # |x| < 1 and -1 < x < 1
     about_one = unknowns(gold) == unknowns(answer)
@@ -242,6 +251,8 @@ def _same_sequence(gold: Tree, answer: Tree) -> bool:
         return len(values) == len(gold_values) and all(same_answer(g, a) for g, a in zip(gold_values, values))
     if all_named and all(any(head(n) != stem(n) for n in found) for found in (gold_names, names)):  # a_3 = 2, a_37 = 19
         return _same_unordered(items_of(gold), items_of(answer))
+    if any(map(_are_members, (gold_names, names))) and not all(gold_names + names):  # a_1 = 1, a_2 = 2 is 1, 2
+        return len(values) == len(gold_values) and all(same_answer(g, a) for g, a in zip(gold_values, values))
     repeated = gold[0] == answer[0] == "list" and len(_distinct(gold_values)) < len(gold_values)
     return _same_unordered(gold_values, values, repeated=repeated)
 
@@ -249,6 +260,11 @@ def _same_sequence(gold: Tree, answer: Tree) -> bool:
 def _several_of_one(names: Sequence[str | None]) -> bool:
     """``x = 1 or x = 2``, ``x = 1, 2``: several values of one name, and so no point."""
     return len(names) > 1 and names[0] is not None and set(names) <= {names[0], None}
+
+
+def _are_members(names: Sequence[str | None]) -> bool:
+    """Whether values are named as members of a sequence, ``a_1, a_2``, and not as roots, ``x_1, x_2``, which have no order."""
+    return len(names) > 1 and all(name and "_" in name and stem(name) in _SEQUENCE_LETTERS for name in names)
 
 
 def _are_intervals(items: Sequence[Tree]) -> bool:

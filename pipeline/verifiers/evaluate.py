@@ -9,6 +9,7 @@ unknown function, a sum over k) is given one that depends on the values of its p
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -39,7 +40,27 @@ def same_value(left: Tree, right: Tree) -> bool:
     if left == right:
         return True
     compare = _compared(left, right)
-    return all(compare(point) for point in _points(left, right))
+    for point in _points(left, right):
+        try:
+            if not compare(point):
+                return False
+        except Undecidable:
+            if point < NUM_POINTS or any(_is_defined(side, point) for side in (left, right)):
+                raise
+    return True
+
+
+def _is_defined(tree: Tree, point: int) -> bool:
+    try:
+        exactly(tree, point, [BUDGET])
+    except Undecidable:
+        return False
+    except Irrational:
+        with contextlib.suppress(Undecidable):
+            in_digits(_DIGITS)[1](tree, point)
+            return True
+        return False
+    return True
 
 
 def constant_ratio(left: Tree, right: Tree) -> int | None:
@@ -48,10 +69,12 @@ def constant_ratio(left: Tree, right: Tree) -> int | None:
     Two equations ``left = 0`` and ``right = 0`` with such a quotient are the same equation.
     """
     ratio: Any = None
-    for point in range(NUM_POINTS + 1):
+    for point in range(NUM_POINTS + (_MORE_POINTS if _is_broken(left, right) else 1)):
         try:
             over, under = exactly(left, point, [BUDGET]), exactly(right, point, [BUDGET])
         except (Irrational, Undecidable):
+            if point > NUM_POINTS:
+                continue
             return _ratio_in_digits(left, right)
         if not under or not over:
             if bool(under) != bool(over):
@@ -67,8 +90,13 @@ def constant_ratio(left: Tree, right: Tree) -> int | None:
 def _ratio_in_digits(left: Tree, right: Tree) -> int | None:
     context, value = in_digits(_DIGITS)
     ratio = None
-    for point in range(NUM_POINTS):
-        over, under = value(left, point), value(right, point)
+    for point in range(NUM_POINTS + (_MORE_POINTS if _is_broken(left, right) else 0)):
+        try:
+            over, under = value(left, point), value(right, point)
+        except Undecidable:
+            if point < NUM_POINTS:
+                raise
+            continue
         if abs(under) < 1e-20 or abs(over) < 1e-20:
             return None
         if ratio is None:
@@ -88,9 +116,12 @@ def decimal_value(tree: Tree) -> Any:
 def _points(left: Tree, right: Tree) -> range:
     if is_constant(left) and is_constant(right):
         return range(1)
-    # Where a modulus bends and a floor steps, large positive numbers say little: small and negative ones as well.
-    broken = any(contains(tree, "fn", _BROKEN_LINES) for tree in (left, right))
-    return range(NUM_POINTS + _MORE_POINTS) if broken else range(NUM_POINTS)
+    return range(NUM_POINTS + _MORE_POINTS) if _is_broken(left, right) else range(NUM_POINTS)
+
+
+def _is_broken(*trees: Tree) -> bool:
+    """Whether a modulus bends or a floor steps: there large positive numbers say little, and small and negative ones count."""
+    return any(contains(tree, "fn", _BROKEN_LINES) for tree in trees)
 
 
 def _compared(left: Tree, right: Tree) -> Callable[[int], bool]:

@@ -1,4 +1,4 @@
-"""Compute an expression exactly, with fractions, its symbols set to integers; every step is bounded."""
+"""Compute an expression exactly, with fractions, its symbols set to numbers of either sign; every step is bounded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from stillhouse.pipeline.verifiers.tree import Tree
 NUM_POINTS = 3
 BUDGET = 20_000
 _MAX_BITS = 200_000
-_REAL_LETTERS = frozenset("xyztuvwrs")
+_WHOLE_LETTERS = tuple("ijklmnN")
+_PARTS = tuple(Fraction(hundredths, 100) for hundredths in (1, 10, 25, 37, 50, 67, 83, 99))
 _MAX_FACTORIAL = 5_000
 
 
@@ -36,13 +37,23 @@ def is_constant(tree: Tree) -> bool:
     return all(is_constant(part) for part in tree[1:] if isinstance(part, tuple))
 
 
-def _sizes(point: int) -> int:
-    return 10 ** (1, 1, 1, 2, 1, 3, 1, 4)[point // 2 % 8]
+def is_negative(name: str, point: int) -> bool:
+    """Whether a symbol is negative there: none is at the first points, then each has a sign of its own.
+
+    Capitals share one: ``|AB|`` is the length ``AB`` before it is a modulus.
+    """
+    return point >= NUM_POINTS and hashed("A" if name[:1].isupper() else name, point, "sign") % 2 == 1
 
 
-def is_negative(point: int) -> bool:
-    """Whether the symbols are negative there: the first points are positive, then every other one is not."""
-    return point >= NUM_POINTS and (point - NUM_POINTS) % 2 == 0
+def _of_symbol(name: str, point: int) -> Fraction:
+    if point <= NUM_POINTS:
+        size = Fraction(hashed(name, point) % 999_983 + 2)
+    else:
+        number, limit = hashed(name, point), 10 ** (1, 0, 1, 2, 1, 3, 0, 4)[point % 8]
+        # Letters that count are whole; the floor of any other is not the letter itself.
+        part = 1 if name.startswith(_WHOLE_LETTERS) else _PARTS[number // limit % len(_PARTS)]
+        size = number % limit + Fraction(part)
+    return -size if is_negative(name, point) else size
 
 
 def hashed(*parts: object) -> int:
@@ -58,9 +69,7 @@ def exactly(tree: Tree, point: int, budget: list[int]) -> Fraction:
     if kind in ("num", "dec"):
         return tree[1]
     if kind == "sym":
-        size = hashed(tree[1], point) % 999_983 + 2 if point <= NUM_POINTS else hashed(tree[1], point) % _sizes(point) + 1
-        part = Fraction(1, 3) if point > NUM_POINTS and tree[1][:1] in _REAL_LETTERS else 0  # the floor of x is not x
-        return Fraction(-size - part if is_negative(point) else size + part)
+        return _of_symbol(tree[1], point)
     if kind == "add":
         total = Fraction(0)
         for part in tree[1:]:
@@ -178,7 +187,7 @@ def _exact_function(tree: Tree, point: int, budget: list[int]) -> Fraction:
         return Fraction(math.comb(int(values[0]), int(values[1])))
     if name in ("floor", "ceil"):
         return Fraction(math.floor(values[0]) if name == "floor" else math.ceil(values[0]))
-    if name == "mod" and all(v.denominator == 1 for v in values) and values[1] > 0:
+    if name == "mod" and values[1] > 0:
         return values[0] % values[1]
     if name in ("max", "min"):
         return max(values) if name == "max" else min(values)

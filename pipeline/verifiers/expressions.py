@@ -9,11 +9,12 @@ from __future__ import annotations
 from stillhouse.pipeline.verifiers.atoms import bracketed, modulo, number, subscript, unit
 from stillhouse.pipeline.verifiers.commands import command, environment
 from stillhouse.pipeline.verifiers.latex import Refused, Token, Unreadable, normalized, tokens_of
-from stillhouse.pipeline.verifiers.relation_signs import NAME, RELATIONS
-from stillhouse.pipeline.verifiers.tree import ENDS, TEXT_NAME, Tree, negated
+from stillhouse.pipeline.verifiers.relation_signs import NAME, RELATIONS, are_of_different_names, is_order
+from stillhouse.pipeline.verifiers.tree import ENDS, TEXT_NAME, Tree, both_signs, negated
 
 MAX_TOKENS = 1_500
 MAX_DEPTH = 60
+MAX_WRAPPED = 100
 
 _AFTER_ITEMS = frozenset([")", "]", "}", "\\}", "\\rangle", "\\\\", "&"])
 
@@ -34,29 +35,12 @@ def read(text: str) -> Tree:
     first = Reader(tokens, upper_sign=True)
     tree = first.whole()
     if first.saw_two_signs:
-        tree = _both(tree, Reader(tokens, upper_sign=False).whole())
+        tree = both_signs(tree, Reader(tokens, upper_sign=False).whole())
     return tree
 
 
 def _chain(operators: list[str], sides: list[Tree], names: list[str | None]) -> Tree:
     return ("rel", tuple(operators), tuple(sides), tuple(names)) if operators else sides[0]
-
-
-def _is_order(tree: Tree) -> bool:
-    return tree[0] == "rel" and set(tree[1]) <= {"<", ">", "<=", ">=", "!="}
-
-
-def _both(upper: Tree, lower: Tree) -> Tree:
-    """Merge the readings of ``\\pm`` as plus and as minus: both values where they differ, one where they do not."""
-    if upper == lower:
-        return upper
-    if upper[0] == lower[0] in ("list", "set") and len(upper) == len(lower):
-        items: list[Tree] = []
-        for one, other in zip(upper[1:], lower[1:]):
-            both = _both(one, other)
-            items += both[1:] if both[0] == "list" and one[0] != "list" else [both]
-        return (upper[0], *items)
-    return ("list", upper, lower)
 
 
 class Reader:
@@ -66,6 +50,7 @@ class Reader:
         self.tokens = [*tokens, Token("end", "", False)]
         self.at = 0
         self.depth = 0
+        self.num_wrapped = 0
         self.num_bars = 0
         self.in_index = False
         self.upper_sign = upper_sign
@@ -125,8 +110,10 @@ class Reader:
             return ("list",)
         if len(items) > 1 and len(joints) == 1 and joints != {","}:
             (joint,) = joints
-            if all(_is_order(item) for item in items):
+            if all(is_order(item) for item in items):
                 return ("both" if joint in ("and", "\\land") else "either", *items)
+            if joint in ("or", "\\lor") and are_of_different_names(items):
+                return ("either", *items)
             if joint in ("\\land", "\\lor") and not any(item[0] == "rel" for item in items):
                 return ("opaque", joint, *items)
         return items[0] if len(items) == 1 else ("list", *items)
@@ -164,7 +151,7 @@ class Reader:
             if operator == "\\cup":
                 parts.append(other)
             else:
-                left = parts[0] if len(parts) == 1 else ("union", *parts)
+                left = self.wrapped(parts[0] if len(parts) == 1 else ("union", *parts))
                 parts = [("opaque", operator, left, other)]
         return parts[0] if len(parts) == 1 else ("union", *parts)
 
@@ -205,6 +192,17 @@ class Reader:
                 negative ^= sign == "-"
         return negative
 
+    def wrapped(self, inner: Tree) -> Tree:
+        """Count a tree that goes into another from the left (``a/b/c``, ``n!!``): it grows deep without brackets."""
+        if inner[0] not in ("num", "dec", "sym"):
+            self.num_wrapped += 1
+            if self.num_wrapped > MAX_WRAPPED:
+                raise Refused(f"nested deeper than {MAX_WRAPPED}")
+        return inner
+
+    def joined(self, factors: list[Tree]) -> Tree:
+        return self.wrapped(factors[0] if len(factors) == 1 else ("mul", *factors))
+
     def product(self) -> Tree:
         factors = [self.factor()]
         while True:
@@ -213,17 +211,17 @@ class Reader:
                 factors.append(self.signed_factor())
             elif self.value == "/":
                 self.take()
-                left = factors[0] if len(factors) == 1 else ("mul", *factors)
+                left = self.joined(factors)
                 factors = [("div", left, self.signed_factor())]
             elif self.value == "\\circ":  # f \circ g is not g \circ f
                 self.take()
-                left = factors[0] if len(factors) == 1 else ("mul", *factors)
+                left = self.joined(factors)
                 factors = [("opaque", "\\circ", left, self.signed_factor()) if self.starts_factor() else ("deg", left)]
             elif self.value in ("\\bmod", "\\mod", "\\pmod"):
-                left = factors[0] if len(factors) == 1 else ("mul", *factors)
+                left = self.joined(factors)
                 factors = [modulo(self, left)]
             elif self.kind == "text" and factors:
-                left = factors[0] if len(factors) == 1 else ("mul", *factors)
+                left = self.joined(factors)
                 factors = [("qty", left, unit(self))]
             elif self.starts_factor():
                 self.refuse_letter_before_number()
@@ -285,6 +283,7 @@ class Reader:
     def factor(self) -> Tree:
         base = self.atom()
         while True:
+            before = base
             if self.value == "!" and self.kind == "symbol":
                 self.take()
                 base = ("fn", "factorial", base)
@@ -315,6 +314,7 @@ class Reader:
                     base = ("pow", base, exponent)
             else:
                 break
+            self.wrapped(before)
         return base
 
     def exponent(self) -> Tree:

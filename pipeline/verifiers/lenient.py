@@ -31,7 +31,7 @@ _NUMBER = (
     rf"[-+]?\(?[-+]?{_DIGITS}(?:\s*[-+*×/÷^]\s*\(?[-+]?{_DIGITS}\)?)*(?:\s?(?:\\?%|percent|pct))?)"
 )
 _END = r"\s*[-+]?(?:\d+(?:[./]\d+)?|∞|inf(?:inity)?)\s*"
-_BRACKET = rf"(?P<pair>(?<![A-Za-z\d\\])[(\[]{_END}(?:[,;]{_END}){{1,9}}[)\]])"  # a point or an interval without dollars
+_BRACKET = rf"(?P<pair>(?<![A-Za-z\d\\])[A-Z]?[(\[]{_END}(?:[,;]{_END}){{1,9}}[)\]])"  # a point or an interval without dollars
 _CANDIDATE = re.compile(f"(?:{_MATH}|{_FRACTION}|{_BRACKET}|{_NUMBER})", re.DOTALL)
 _LONE_NAME = re.compile(r"[$\s]*[A-Za-z](?:_\{?\w+\}?)?\s*")
 _EQUALS = re.compile(r"(?<![<>!=:\\])=(?![=])")
@@ -43,6 +43,19 @@ _ANSWER = re.compile(
     re.IGNORECASE,
 )
 _DENIED = re.compile(r"n't\b|\s+(?:not|never)\b")
+# What stands beside a number and makes it another. "12!" in prose may be a shout: as "12 factorial" it stays undecided.
+_MAX_WORD_CHARS = 24
+_NOT = re.compile(r"(?:\bnot|n't|\bnever)\s+(?:equal to\s+)?[$(]*\Z", re.IGNORECASE)
+_BEFORE = re.compile(
+    r"(?P<relation>(?<![A-Za-z</])[A-Za-z]\s*(?:≠|≤|≥|!=|<=|>=|<|>|\\(?:ne|le|ge)q?))\s*\Z"
+    r"|\b(?P<bound>(?:at (?:least|most)|(?:more|less|fewer|greater) than))\s+\Z"
+    r"|(?:\A|[^\w\s)}$]|[^\W\d]{2})\s*\b(?:minus|negative)\s+\Z",
+    re.IGNORECASE,
+)
+_BEHIND = re.compile(
+    r"\s*(?:!(?![=!])|(?:\\text\s*\{\s*)?((?:dozen|hundred|thousand|million|billion|trillion|squared|cubed|factorial|doubled|tripled|halved|halves"
+    r"|thirds|tenths|or more|or less)\b)\s*\}?)"
+)
 _SENTENCE_END = re.compile(r"I hope|\.\s|\n\n|。")
 _REFUSAL = re.compile(
     r"\b(?:cannot|can't|can not|could not|couldn't|unable to|not able to)\s+(?:\w+\s+)?(?:solve|answer|determine|find|compute)"
@@ -213,6 +226,12 @@ def _candidate(text: str, *, last: bool) -> str | None:
             content, at = content + "\\%", percent.end()
         if is_number and content.count("(") > content.count(")"):  # six (6)
             content = content.replace("(", "", 1)
+        if _NOT.search(text, max(0, match.start() - _MAX_WORD_CHARS), match.start()):
+            continue
+        if (following := _BEHIND.match(text, at)) and (is_number or following[1]):
+            content, at = f"{content} {following[1] or 'factorial'}", following.end()
+        if is_number and (before := _BEFORE.search(text[max(0, match.start() - _MAX_WORD_CHARS) : match.start()])):
+            content = _with_word(content.strip(), before)
         found.append((match.start(), at, content.strip()))
     if not found:
         return None
@@ -230,7 +249,15 @@ def _candidate(text: str, *, last: bool) -> str | None:
     return ", ".join(item[2] for item in run)
 
 
+def _with_word(number: str, before: re.Match[str]) -> str:
+    """A number with the word before it: ``minus 12`` is -12, ``x > 2`` itself, ``at least 12`` no number."""
+    if before["relation"]:
+        return f"{before['relation']} {number}"
+    return f"{number} {before['bound']}" if before["bound"] else f"-{number}"
+
+
 _FIRST_WORD = re.compile(r"\W*(yes|no|true|false)\b(?=\s*[,.:;!*]|\s*$)", re.IGNORECASE)
+_SECOND_WORD = re.compile(r"\b(?:wait|actually|correction|scratch that|I mean)\W{1,3}(yes|no|true|false)\b", re.IGNORECASE)
 
 
 def lenient_words(completion: str) -> list[str]:
@@ -241,6 +268,8 @@ def lenient_words(completion: str) -> list[str]:
     cuts = [_SENTENCE_END.search(segment, 1) for segment in found]
     announced = [(segment[: cut.start()] if cut else segment[:200]) for segment, cut in zip(found, cuts)]
     first = _FIRST_WORD.match(text)
+    if first and (seconds := list(_SECOND_WORD.finditer(text))):  # No, wait: yes
+        first = seconds[-1]
     return [words.strip(" \n*_`'\".:") for words in announced] or ([first[1]] if first else [])
 
 

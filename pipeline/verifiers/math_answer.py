@@ -15,7 +15,7 @@ from stillhouse.pipeline.extraction import boxed_answer
 from stillhouse.pipeline.judge_process import ask
 from stillhouse.pipeline.verifiers.choice import option_of
 from stillhouse.pipeline.verifiers.equality import same_answer
-from stillhouse.pipeline.verifiers.exact_values import Unknown
+from stillhouse.pipeline.verifiers.exact_values import Unknown, is_constant
 from stillhouse.pipeline.verifiers.judgement import Judgement
 from stillhouse.pipeline.verifiers.latex import Refused, Unreadable, compact, normalized, plain_words, with_powers
 from stillhouse.pipeline.verifiers.readings import FORMULA_WORD, decimal_with_comma, readings
@@ -32,6 +32,7 @@ _FORMULA_OF_WORDS = {
     "all real numbers": r"\mathbb{R}", "all reals": r"\mathbb{R}", "empty set": r"\emptyset", "no solution": r"\emptyset",
     "infinity": r"\infty", "negative infinity": r"-\infty",
 }  # fmt: skip
+_OPERATOR_FIRST = re.compile(r"[*/^]|[-+]\s+(?![^\W\d_]{3})")
 _LETTER = re.compile(r"(?:\\\w+\s*\{\s*)?([A-J])\s*\}?")
 
 
@@ -115,6 +116,8 @@ def _judged_as_option(gold: str, answer: str, timeout_s: float) -> Judgement | N
     A gold with letter and value takes the value alone as well.
     """
     option, answer_option = option_of(gold), option_of(answer)
+    if answer_option and _OPERATOR_FIRST.match(answer_option[1]):  # (A) + 1
+        answer_option = None
     lone, answer_lone = _LETTER.fullmatch(normalized(gold)), _LETTER.fullmatch(normalized(answer))
     letter = lone[1] if lone else option[0] if option else None
     if letter is None:
@@ -122,7 +125,7 @@ def _judged_as_option(gold: str, answer: str, timeout_s: float) -> Judgement | N
     if answer_option or (answer_lone and option):
         found = answer_option[0] if answer_option else answer_lone[1]
         return _said(found == letter, f"letter {found}, gold {letter}")
-    if option and option[1]:
+    if option and option[1] and option_of(option[1]) is None:
         return verify_math(option[1], answer, timeout_s)
     return None
 
@@ -150,7 +153,11 @@ def _compared(gold: str, answer: str) -> Judgement:
     except Unreadable as error:
         raise _NoFormula(f"the answer is not mathematics: {error}") from error
     for gold_tree in gold_trees:
+        # P(5, 2) is 20, or P = (5, 2); never the bare pair.
+        is_point = gold_tree is not gold_trees[0] and gold_tree[0] == "rel" and is_constant(gold_trees[0])
         for tree in trees:
+            if is_point and tree[0] != "rel":
+                continue
             if same_answer(gold_tree, tree):
                 return Judgement("correct", "same value")
         if gold_tree[0] == "dec" and (decimal := decimal_with_comma(answer)) is not None and same_answer(gold_tree, decimal):

@@ -5,6 +5,7 @@ r"""Values that are given by name: ``x=1, y=2``, ``(x, y) = (1, 2)``; compared b
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 from stillhouse.pipeline.verifiers.evaluate import same_value
@@ -13,6 +14,7 @@ from stillhouse.pipeline.verifiers.matrices import is_matrix
 from stillhouse.pipeline.verifiers.tree import Tree
 
 SEQUENCES = ("list", "set", "tuple")
+_BOUND = re.compile(r"\([a-z](?:,[a-z])*\)\Z")
 
 
 def named(tree: Tree) -> tuple[str, Tree] | None:
@@ -38,8 +40,15 @@ def named(tree: Tree) -> tuple[str, Tree] | None:
 
 
 def head(name: str) -> str:
-    """``W`` of ``W(n)``: the letter in the bracket is bound."""
-    return name.partition("(")[0] if not name.startswith("(") else name
+    """``W`` of ``W(n)``, whose letter is bound; ``f(1)`` and ``P(A)`` are names as they are."""
+    return _BOUND.sub("", name) if not name.startswith("(") else name
+
+
+def same_name(one: str, other: str) -> bool:
+    """Whether two names are one; ``P`` may be ``P(A)``, but ``P(B)`` is not."""
+    one, other = head(one), head(other)
+    bare = {name.partition("(")[0] for name in (one, other)}
+    return one == other or (len(bare) == 1 and bool(bare & {one, other}))
 
 
 def stem(name: str) -> str:
@@ -58,9 +67,11 @@ def names_and_values(tree: Tree) -> tuple[list[str | None], list[Tree]]:
 
 
 def grouped(tree: Tree) -> Tree:
-    """``p=5, q=2, p=7, q=2`` names its pairs in turn: make it a list of pairs."""
+    """``p=5, q=2, p=7, q=2`` names its pairs in turn: make it a list of pairs; ``x \\ne 1, 2`` is x \\ne 1, x \\ne 2."""
     if tree[0] != "list":
         return tree
+    if tree[1:] and tree[1][:2] == ("rel", ("!=",)) and all(is_constant(item) and item[0] != "rel" for item in tree[2:]):
+        return ("list", tree[1], *(("rel", ("!=",), (tree[1][2][0], item), (tree[1][3][0], None)) for item in tree[2:]))
     names = [pair[0] for pair in map(named, tree[1:]) if pair]
     if len(names) != len(tree) - 1:
         return tree

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from fractions import Fraction
 
+_INTEGER = re.compile(rb"[+-]?\d{1,4000}")  # Python reads no more than 4,300 digits
 _NUMBER = re.compile(rb"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 
 
@@ -36,5 +38,7 @@ def _near(got: list[bytes], wanted: list[bytes], rel_tol: float, abs_tol: float)
 def _close(got: bytes, wanted: bytes, rel_tol: float, abs_tol: float) -> bool:
     if not (_NUMBER.fullmatch(got) and _NUMBER.fullmatch(wanted)):
         return False
+    if _INTEGER.fullmatch(got) and _INTEGER.fullmatch(wanted):  # which may be larger than a float is exact
+        return abs(int(got) - int(wanted)) <= max(Fraction(str(rel_tol)) * abs(int(wanted)), Fraction(str(abs_tol)))
     a, b = float(got), float(wanted)
     return math.isfinite(a) and math.isfinite(b) and abs(a - b) <= max(rel_tol * abs(b), abs_tol)

@@ -17,6 +17,7 @@ from stillhouse.pipeline.verifiers.tree import Tree
 from stillhouse.pipeline.verifiers.units import DEGREE, is_known, plain_signs, unit_of
 
 DEFAULT_REL_TOL = 1e-6
+_NO_NUMBER = (Unreadable, ArithmeticError, RecursionError)  # Undecidable is an ArithmeticError
 
 
 def verify_number(gold: str, answer: str, entry: Mapping[str, Any]) -> Judgement:
@@ -30,8 +31,8 @@ def verify_number(gold: str, answer: str, entry: Mapping[str, Any]) -> Judgement
     """
     try:
         gold_value, gold_unit = _number(gold)
-    except (Unreadable, Undecidable) as error:
-        return Judgement("undecided", f"the gold {gold[:40]!r} is not a number with a unit: {error}")
+    except _NO_NUMBER as error:
+        return Judgement("undecided", f"the gold {gold[:40]!r} is not a number with a unit: {_why(error)}")
     try:
         rel_tol, abs_tol = (_tolerance(entry, name) for name in ("rel_tol", "abs_tol"))
     except ValueError as error:
@@ -42,7 +43,9 @@ def verify_number(gold: str, answer: str, entry: Mapping[str, Any]) -> Judgement
     try:
         value, unit = _number(answer)
     except (Unreadable, Undecidable) as error:
-        return Judgement("wrong", f"not a number with a unit: {error}")
+        return Judgement("wrong", f"not a number with a unit: {_why(error)}")
+    except (ArithmeticError, RecursionError) as error:
+        return Judgement("undecided", _why(error))
     gold_unit = gold_unit or (given_unit.strip() if given_unit else None) or None
     values = [value]
     if unit == "%" and gold_unit is None:
@@ -71,14 +74,18 @@ def _converted(unit: str, wanted: str) -> Callable[[Fraction], Fraction] | None:
         have = want
     have_factor, want_factor = have.factor, want.factor
     if have.dimension != want.dimension:
-        # An angle has no dimension: rad/s is 1/s.
+        # An angle has no dimension: rad/s is 1/s. A hertz is one turn in a second: 60 rpm, and not 1 rad/s.
         turns = [dict(each.dimension).get("degree", 0) for each in (have, want)]
         rest = [{base: power for base, power in each.dimension if base != "degree"} for each in (have, want)]
         if rest[0] != rest[1] or not any(rest[0]):
             return None
-        radian = unit_of("rad").factor
-        have_factor, want_factor = (each.factor / radian**turn for each, turn in zip((have, want), turns))
+        angle = unit_of("rev" if _HERTZ.search(unit + " " + wanted) else "rad").factor
+        have_factor, want_factor = (each.factor / angle**turn for each, turn in zip((have, want), turns))
     return lambda value: (value * have_factor + have.offset - want.offset) / want_factor
+
+
+def _why(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error) or "it has no value"
 
 
 def _short(number: Fraction) -> str:
@@ -109,11 +116,12 @@ _EXPONENT = re.compile(r"(?<![A-Za-z\d.\\])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?\d{1,4
 _UPRIGHT_NUMBER = re.compile(r"\\(?:text|math)(?:bf|rm|tt|sf|it)?\s*\{\s*([-+]?[\d.,]+)\s*\}")
 _EQUALS = re.compile(r"(?<![<>!:=\\])=(?!=)|≈|≃|\\(?:approx|simeq)(?![A-Za-z])")
 _IN_BRACES = re.compile(r"\{[^{}]*\}")
+_TERM = re.compile(r"-?\s*[\d.]*\s*[A-Za-z]\s*[-+/]\s*[\d.]+|(?:-|-?\s*[\d.]+)\s*[A-Za-z]")
 _SUBSCRIPT = re.compile(r"_\{[^{}]*\}")
 _SEVERAL = re.compile(r"[,;]|\b(?:and|or)\b")
 # Where a unit may begin: behind a digit, a bracket or pi. Here a letter is a unit and never a variable: "\\sqrt{2} m", "5m".
 _UNIT_BEGINS = re.compile(
-    r"(?<=[\d)}i½⅓⅔¼¾⅛])(?=(?:[\s~]|\\[,;:! ])*(?:[A-Za-zµÅ°%$€£¥₹(/]|\^?\s*\{?\s*\\(?:circ|degree)|\\[A-Za-z%$])"
+    r"(?<=[\d)}i½⅓⅔¼¾⅛])(?=(?:[\s~]|\\[,;:! ])*(?:[A-Za-zµÅ°%$€£¥₹(/]|(?:\^\s*)?(?:\{\s*)?\\(?:circ|degree)|\\[A-Za-z%$])"
     r"|[\s~]+1/[A-Za-z])"
 )
 _MAX_UNIT_CHARS = 120
@@ -123,6 +131,7 @@ _LEADING_CURRENCY = re.compile(
     r"([-+−]?)\s*(?:(US)?\\?\$|([€£¥₹])|(USD|EUR|GBP|JPY|INR|Rs\.?)(?![A-Za-z]))[\s~]*(?=[-+−]?[\d.])"
 )
 _CURRENCIES = {"USD": "$", "EUR": "€", "GBP": "£", "JPY": "¥", "INR": "₹", "Rs": "₹", "Rs.": "₹"}
+_HERTZ = re.compile(r"Hz(?![A-Za-z])|[Hh]ertz")
 _PER = re.compile(r"(?:\\text\w*\s*\{)?\s*(?:/|per\b)")
 _SCALARS = frozenset(["num", "dec", "const", "add", "neg", "mul", "div", "pow", "fn"])
 _ROUGHLY = Fraction(1, 20)
@@ -141,9 +150,11 @@ def _number(text: str) -> tuple[Fraction, str | None]:
     for member in members:
         try:
             found.append(_one_number(member))
-        except (Unreadable, Undecidable):
+        except _NO_NUMBER:
             if _SEVERAL.search(_SUBSCRIPT.sub("", member)):  # x = 5, y = 6
                 raise Unreadable("several numbers") from None
+            if _TERM.fullmatch(member):  # 2x = 5
+                raise Unreadable("an equation that is not solved") from None
             last_is_name = len(members) == 2 and member is members[-1]  # 5 = x
             if member is members[-1] and not last_is_name:
                 raise
@@ -178,7 +189,7 @@ def _one_number(text: str) -> tuple[Fraction, str | None]:
         unit = text[begin.end() :].strip(" ~").removeprefix("\\,").strip(" ~")
         if len(unit) > _MAX_UNIT_CHARS or not is_known(unit):
             continue
-        with contextlib.suppress(Unreadable, Undecidable):  # 1 hour 30 minutes
+        with contextlib.suppress(*_NO_NUMBER):  # 1 hour 30 minutes
             return _exact(_named_value(_readings(text[: begin.start()]))), "%" if unit_of(unit) == unit_of("%") else unit
     tree = _named_value(_readings(text))
     unit = None
@@ -216,7 +227,7 @@ def with_unit(found: str, text: str) -> str:
 
     The number as it was found where nothing follows that belongs to it.
     """
-    with contextlib.suppress(Unreadable, Undecidable):
+    with contextlib.suppress(*_NO_NUMBER):
         if _number(found)[1] is not None:
             return found
     at = text.rfind(found)
@@ -226,7 +237,7 @@ def with_unit(found: str, text: str) -> str:
         longer = found + "".join(words[:num_words]).rstrip(".*")
         if longer.endswith(" in") and num_words < len(words):  # 5 in total
             continue
-        with contextlib.suppress(Unreadable, Undecidable):
+        with contextlib.suppress(*_NO_NUMBER):
             _, unit = _number(longer)
             if unit is None or is_known(unit):
                 return longer

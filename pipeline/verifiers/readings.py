@@ -50,14 +50,25 @@ _RADIX_WORDS = {
 }  # fmt: skip
 _RATIO_IN_WORDS = re.compile(r"(\d+(?:\.\d+)?) to (\d+(?:\.\d+)?)")
 _COUNT_WORD = re.compile(
-    r"(?P<number>\d[\d,]*(?:\.\d{1,30})?)[\s~]*(?P<text>\\text\s*\{\s*)?\b(?P<word>thousand|million|billion|trillion)s?\b(?P<end>\s*\})?"
+    r"(?P<number>\d[\d,]*(?:\.\d{1,30})?)[\s~]*(?P<text>\\text\s*\{\s*)?\b(?P<word>dozen|hundred|thousand|million|billion|trillion)s?\b(?P<end>\s*\})?"
 )
-_ZEROS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-# What may stand before an answer and says nothing: "=", "therefore", "Total:", "The answer is"; P(A | B) is no modulus.
+_TIMES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+# What may stand before an answer and says nothing: "=", "therefore", "Total:", "The answer is". Nothing else: "Half of it is".
 _LEAD_IN = re.compile(
-    r"\A(?:(?:\\approx|=|\\(?:implies|therefore|Longrightarrow)(?![A-Za-z])|P\([^()=]*(?:\||\\mid)[^()=]*\)\s*=)\s*"
-    r"|\\text\s*\{[A-Za-z ]{1,40}(?:\b(?<!not )is|\bare|=|:)\s*\}\s*:?\s*(?=\S))"
+    r"\A(?:(?:\\approx|=|\\(?:implies|therefore|Longrightarrow)(?![A-Za-z]))\s*"
+    r"|\\text\s*\{\s*(?:therefore|thus|so|hence),?\s*\}\s*,?\s*(?=\S)"
+    r"|\\text\s*\{\s*(?:(?:therefore|thus|so|hence),? )?"
+    r"(?:(?:the|our|my) )?(?:(?:final|correct|required|desired|total|only|exact|new|average|expected|maximum|minimum|largest"
+    r"|smallest|greatest|least|surface|possible) ){0,2}"
+    r"(?:(?:answer|value|total|result|area|sum|number|count|solution|root|probability|volume|perimeter|circumference|length|width"
+    r"|height|distance|radius|diameter|angle|product|difference|quotient|remainder|maximum|minimum|mean|median|mode|average|ratio"
+    r"|price|cost|profit|time|speed|weight|mass|age|integer|limit|slope|equation|set|range|domain|interval|point)s?"
+    r"(?: (?:of|for) (?!(?:\w+ ){0,4}(?:half|twice|double|not|never|less|more)\b)[A-Za-z ]{1,30}?)?|it|this|that|which)"
+    r"\s*(?:\bis|\bare|=|:)(?:\s*:)?\s*\}\s*:?\s*(?=\S))",
+    re.IGNORECASE,
 )
+# P(A | B) is no modulus, and not P(B | A): its name is text.
+_GIVEN = re.compile(r"\AP\(([^()=]*(?:\||\\mid)[^()=]*)\)\s*=")
 # f(x) = x for all x: what is true of every function
 _FOR_ALL = re.compile(
     r",?\s*(?:\\(?:text|mathrm)\s*\{[\s,]*for (?:all|any|every|each)(?: real(?: numbers?)?| integers?)?\s*\}|\\forall)\s*[a-z]"
@@ -78,6 +89,9 @@ def readings(text: str) -> tuple[Tree, ...]:
         Unreadable: there is none.
     """
     plain = _FOR_ALL.sub("", _LEAD_IN.sub("", normalized(text), count=1))
+    plain = _GIVEN.sub(
+        lambda given: f"\\text{{P({re.sub(r'[^A-Za-z0-9|<>,]', '', given[1].replace(chr(92) + 'mid', '|'))})}}=", plain
+    )
     if plain.endswith(")") and (bracketed := _UNIT_IN_BRACKETS.fullmatch(plain)) and is_known(bracketed[2]):
         plain = f"{bracketed[1]} {bracketed[2]}"
     if inside := _NUMBER_IN_TEXT.fullmatch(plain):
@@ -85,7 +99,7 @@ def readings(text: str) -> tuple[Tree, ...]:
     if (date := date_of(plain)) is not None:
         return (date,)
     if plain[:1].isdigit() or plain[:1] in ("(", "\\", "-", "+"):
-        if "illion" in plain or "thousand" in plain:
+        if any(word in plain for word in ("illion", "thousand", "hundred", "dozen")):
             plain = _COUNT_WORD.sub(_counted, plain)
         if (special := _not_a_formula(plain, plain_words(plain))) is not None:
             return special
@@ -141,7 +155,7 @@ def _not_a_formula(plain: str, words: str) -> tuple[Tree, ...] | None:
 
 def _counted(match: re.Match[str]) -> str:
     """2.5 million becomes 2500000; of a text that goes on (``\\text{ million dollars}``) the rest stays."""
-    number = Fraction(match["number"].replace(",", "")) * 10 ** _ZEROS[match["word"]]
+    number = Fraction(match["number"].replace(",", "")) * _TIMES[match["word"]]
     plain = str(number) if number.denominator == 1 else f"{number.numerator}/{number.denominator}"
     return plain + ("\\text{" if match["text"] and not match["end"] else "" if match["text"] else match["end"] or "")
 

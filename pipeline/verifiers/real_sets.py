@@ -13,7 +13,7 @@ from stillhouse.pipeline.verifiers.tree import Tree, symbols
 
 _INFINITY: Tree = ("const", "inf")
 _MINUS_INFINITY: Tree = ("neg", _INFINITY)
-_ALL: Tree = ("interval", _MINUS_INFINITY, _INFINITY)
+_ALL: Tree = ("tuple", _MINUS_INFINITY, _INFINITY)
 REALS: Tree = ("sym", "\\mathbb{R}")
 
 
@@ -39,7 +39,7 @@ def as_real_set(tree: Tree) -> list[Piece] | None:
         return [Piece(point, point, True, True) for point in tree[1:]]
     if tree == REALS:
         return [Piece(_MINUS_INFINITY, _INFINITY, False, False)]
-    if tree[:2] == ("opaque", "\\setminus") and tree[2] in (REALS, (*_ALL, False, False)) and tree[3][0] in ("set", "list"):
+    if tree[:2] == ("opaque", "\\setminus") and tree[2] in (REALS, _ALL) and tree[3][0] in ("set", "list"):
         return _without_points(tree[3][1:])
     if tree[0] == "union":
         pieces = [as_real_set(part) for part in tree[1:]]
@@ -85,7 +85,9 @@ def _of_inequality(tree: Tree) -> list[Piece] | None:
         sides, names = tuple(reversed(sides)), tuple(reversed(names))
     if not set(operators) <= {"<", "<="}:
         if operators == ("!=",) and names[0] is not None and is_constant(sides[1]):
-            return [Piece(_MINUS_INFINITY, sides[1], False, False), Piece(sides[1], _INFINITY, False, False)]
+            if not names[0].startswith("|"):
+                return [Piece(_MINUS_INFINITY, sides[1], False, False), Piece(sides[1], _INFINITY, False, False)]
+            return _without_points([_minus(sides[1]), sides[1]]) if _position(sides[1]) > 0 else None
         return None
     closed = [operator == "<=" for operator in operators]
     constant = [is_constant(side) for side in sides]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from stillhouse.pipeline.verifiers.tree import Tree
+
 RELATIONS = {"=": "=", "<": "<", ">": ">", "\\le": "<=", "\\ge": ">=", "\\ne": "!=", "\\approx": "~", "\\in": "in"}
 RELATIONS |= {
     name: name
@@ -21,3 +23,14 @@ _ONE_NAME = (
 NAME = re.compile(
     rf"{_ONE_NAME}|\|{_ONE_NAME}\||{_ONE_NAME}(?:[:/]{_ONE_NAME})+|\\frac\{{{_ONE_NAME}\}}\{{{_ONE_NAME}\}}|\((?:{_ONE_NAME},)+{_ONE_NAME}\)"
 )
+
+
+def is_order(tree: Tree) -> bool:
+    """Whether a tree is an inequality or a chain of them."""
+    return tree[0] == "rel" and set(tree[1]) <= {"<", ">", "<=", ">=", "!="}
+
+
+def are_of_different_names(items: list[Tree]) -> bool:
+    """``x = 1 or y = 2``; the roots x_1 = 1 or x_2 = 2 are of one name."""
+    names = [item[3][0] if item[0] == "rel" and item[1] == ("=",) else None for item in items]
+    return None not in names and len({str(name).partition("_")[0] for name in names}) == len(names)

@@ -6,7 +6,6 @@ user's function can do anything.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,16 +24,10 @@ def verify_json(gold: str, answer: str, entry: Mapping[str, Any], timeout_s: flo
         entry: ``schema`` (JSON schema, or its text; draft 2020-12 unless it names another); ``equal`` false where the gold is
             one valid example among many and only the schema counts.
     """
-    schema = entry.get("schema")
-    if isinstance(schema, str):
-        try:
-            schema = json.loads(schema)
-        except ValueError as error:
-            return Judgement("undecided", f"the schema is text, and no JSON: {error}")
     equal = entry.get("equal", True)
     if not isinstance(equal, bool):
         return Judgement("undecided", f"equal must be true or false, got {equal!r:.40}")
-    request = {"op": "json", "what": "json", "answer": answer, "schema": schema, "gold": None}
+    request = {"op": "json", "what": "json", "answer": answer, "schema": entry.get("schema"), "gold": None}
     if equal and gold.strip():
         request["gold"] = gold
     elif request["schema"] is None:

@@ -6,7 +6,7 @@ A tree is nested tuples, the first element the kind of node:
     ("add", a, b, …)  ("neg", a)  ("mul", a, b, …)  ("div", a, b)  ("pow", a, b)  ("fn", name, a, …)  ("opaque", name, a, …)
     ("pct", a)  ("deg", a)  ("qty", a, unit)  ("text", words)  ("mat", row, …)
     ("list", item, …)  ("tuple", item, …)  ("set", item, …)  ("interval", low, high, low closed, high closed)
-    ("either", relation, …)  ("both", relation, …): inequalities with "or", with "and" between them
+    ("either", relation, …)  ("both", relation, …): inequalities with "or", with "and" between them, x = 1 or y = 2
     ("approx", exact, rounded)  ("union", a, b, …)  ("ratio", a, b, …)  ("time", hour, ":30", "a" | "p" | None)
     ("date", month, day, year or "")
     ("rel", (operator, …), (side, …), (name or None, …))
@@ -44,6 +44,19 @@ def replaced(tree: Tree, old: Tree, new: Tree) -> Tree:
     if tree == old:
         return new
     return tuple(replaced(part, old, new) if isinstance(part, tuple) else part for part in tree)
+
+
+def both_signs(upper: Tree, lower: Tree) -> Tree:
+    """Merge the readings of ``\\pm`` as plus and as minus: both values where they differ, one where they do not."""
+    if upper == lower:
+        return upper
+    if upper[0] == lower[0] in ("list", "set") and len(upper) == len(lower):
+        items: list[Tree] = []
+        for one, other in zip(upper[1:], lower[1:]):
+            both = both_signs(one, other)
+            items += both[1:] if both[0] == "list" and one[0] != "list" else [both]
+        return (upper[0], *items)
+    return ("list", upper, lower)
 
 
 def symbols(tree: Tree) -> set[str]:

@@ -58,7 +58,7 @@ _OTHERS: dict[str, tuple[str, dict[str, int]]] = {
     "amu": ("1.66053906892e-27", {"kg": 1}), "lbf": ("4.4482216152605", {"kg": 1, "m": 1, "s": -2}),
     "hp": ("745.69987158227022", {"kg": 1, "m": 2, "s": -3}), "BTU": ("1055.05585262", {"kg": 1, "m": 2, "s": -2}),
     "AU": ("149597870700", {"m": 1}), "ly": ("9460730472580800", {"m": 1}), "nmi": ("1852", {"m": 1}),
-    "slug": ("14.593902937206", {"kg": 1}), "gauss": ("1e-4", {"kg": 1, "s": -2, "A": -1}),
+    "slug": ("14.593902937206", {"kg": 1}), "dB": ("1", {"dB": 1}), "gauss": ("1e-4", {"kg": 1, "s": -2, "A": -1}),
 }  # fmt: skip
 _WORDS = {
     "meter": "m", "metre": "m", "gram": "g", "gramme": "g", "second": "s", "sec": "s", "liter": "L", "litre": "L",
@@ -91,7 +91,7 @@ _LATEX_SIGNS = (
     (re.compile(r"\\(?:text)?AA(?![A-Za-z])|\\mathring\s*(?:\{\s*A\s*\}|A)"), "Å"),
     (re.compile(r"\\(?:text|up)?mu(?![A-Za-z])"), "µ"),
     (re.compile(r"\\Omega(?![A-Za-z])"), "ohm"),
-    (re.compile(r"\^?\s*\{?\s*\\(?:circ|degree)(?![A-Za-z])\s*\}?"), "°"),
+    (re.compile(r"(?:\^\s*)?(?:\{\s*)?\\(?:circ|degree)(?![A-Za-z])\s*\}?"), "°"),
     (re.compile(r"\\ell(?![A-Za-z])"), "L"),
     (re.compile(r"\\(?:cdot|times|ast)(?![A-Za-z])"), "·"),
     (re.compile(r"\\(?:left|right|q?quad|rm)(?![A-Za-z])|\\[,;:! ]|~"), " "),
@@ -106,10 +106,6 @@ class Unit:
     dimension: tuple[tuple[str, int], ...]
     known: bool
     offset: Fraction = Fraction(0)
-
-    def in_si(self, number: Fraction) -> Fraction:
-        """So many of this unit in the SI unit: 20 °C is 293.15 K. A temperature, not a difference of two."""
-        return number * self.factor + self.offset
 
 
 @functools.lru_cache(maxsize=4096)

@@ -1,11 +1,12 @@
-r"""Give the math verifier answers that are made to hang, execute or cheat, and see that none does.
+r"""Give the verifiers of mathematics, numbers and letters answers made to hang, execute or cheat, and see that none does.
 
     python -m tests.harness.hostile [--deadline 2] [--every 1]
 
-Each answer is judged as mathematics for a gold of 5 and for one that is a formula, boxed after a think block, bare, and
-leniently (there only for its time: taking "5 or 6" for its last number is what lenient means), and by
-polynomial_multiplication of reasoning-gym, whose scorer hands text to sympy. Nothing may take longer than the deadline and one
-second, touch the marker file, or be accepted; after each the verifier must still judge rightly. Exit code 1 otherwise.
+Each answer is judged as mathematics for a gold of 5 and for one that is a formula, boxed after a think block and bare; as a
+number for a gold of 5, as a choice for a gold of A, and by polynomial_multiplication of reasoning-gym, whose scorer hands text
+to sympy; and leniently by the first three (there only for its time: taking "5 or 6" for its last number is what lenient means).
+Nothing may take longer than the deadline and one second, touch the marker file, or be accepted; after each the verifier of
+mathematics must still judge rightly. Exit code 1 otherwise.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ def hostile_answers(marker: Path) -> list[str]:
         "\\left\\{\\begin{array}" * 180, "P(|" * 1_300, "_5C_2" * 700, "\\text{ for all } x" * 200, "\\mathrm{m}/" * 350,
         "+".join(["\\lfloor x/3\\rfloor"] * 150), "+".join(f"|x-{n}|" for n in range(300)), "\\max(" * 200 + "1" + ")" * 200,
         ",".join(f"{a}{b}=4" for a in "abcdfgh" for b in "klmnopqrstuvwxyz"), "5 (" * 1_200, "March 3 " * 480, "个" * 3_900,
+        "5" + " " * 3_900 + "6", "5" + "\t" * 3_900 + "6", "5" + "\\bmod 3" * 330, "5B\\(\\circ*" * 390, "5\\\\ " * 900 + "x",
+        "A. B. " * 600, "Not" + " " * 3_900 + "x", "A" + "/" * 3_900, "answer" + " " * 3_900 + "x", "(A) or " * 500 + "(B)",
     ]  # fmt: skip
     injections = [
         write, f"__import__('os').system('touch {marker}')", f"\\text{{{write}}}", f"sympy.sympify(\"{write}\")",
@@ -63,6 +66,7 @@ def hostile_answers(marker: Path) -> list[str]:
         "\\ln 0", "5+\\ln 0", "5\\text{ or more}", "\\text{not }5", "5_{0}", "101_{1-0}", "2x=5", "\\max(5,x)", "x5",
         "a=5, b=5", "C(5,1)-C(5,5)", "\\lfloor x\\rfloor+5", "5\\pmod{4}", "5\\begin{pmatrix}1\\end{pmatrix}",
         "9^{9^{9^9}} \\bmod 10", "\\mathbb{R}", "5 \\to 6", "\\lfloor 5.5 \\rfloor + 1", "-5", "|5|+|1|", "\\sqrt{25.1}",
+        "5 hundred", "-x=5", "x+1=5", "A or B", "A. 5, B. 6", "\\lnot A", "not A", "A^c", "A) no, B",
     ]  # fmt: skip
     return towers + giants + injections + cheats
 
@@ -90,6 +94,11 @@ def run(deadline_s: float, answers_of: slice = slice(None)) -> dict[str, object]
                     "formula",
                     lambda a=answer: judge_row("math", {"gold": "x^2+\\sqrt{5}", "pred": a}, timeout_s=deadline_s)["verdict"],
                 ),
+                (
+                    "number",
+                    lambda a=answer: judge_row("number", {"gold": "5", "pred": f"\\boxed{{{a}}}", "rel_tol": 1e-12})["verdict"],
+                ),
+                ("choice", lambda a=answer: judge_row("choice", {"gold": "A", "pred": f"\\boxed{{{a}}}"})["verdict"]),
                 ("scorer", lambda a=answer: verify(polynomial, a, timeout_s=deadline_s).outcome),
             ]
             for way, judged in ways:
@@ -102,17 +111,18 @@ def run(deadline_s: float, answers_of: slice = slice(None)) -> dict[str, object]
                     accepted.append((way, answer[:80]))
                 if seconds > deadline_s + SLACK_S:
                     slow.append((way, answer[:80], round(seconds, 2)))
-            start = time.monotonic()
-            judge_row("math", {"gold": "5", "pred": answer}, extract="lenient", timeout_s=deadline_s)
-            if (seconds := time.monotonic() - start) > deadline_s + SLACK_S:
-                slow.append(("lenient", answer[:80], round(seconds, 2)))
-            longest = max(longest, seconds)
+            for kind, gold in (("math", "5"), ("number", "5 km"), ("choice", "A")):
+                start = time.monotonic()
+                judge_row(kind, {"gold": gold, "pred": answer}, extract="lenient", timeout_s=deadline_s)
+                if (seconds := time.monotonic() - start) > deadline_s + SLACK_S:
+                    slow.append((f"lenient {kind}", answer[:80], round(seconds, 2)))
+                longest = max(longest, seconds)
             after = judge_row("math", {"gold": "(x+1)^2", "pred": "x^2+2x+1"})["verdict"]
             if after != "correct":
                 spoiled.append((answer[:80], after))
         return {
             "num_answers": len(answers),
-            "num_verdicts": 5 * len(answers),
+            "num_verdicts": 9 * len(answers),
             "accepted": accepted,
             "past_deadline": slow,
             "longest_s": round(longest, 2),

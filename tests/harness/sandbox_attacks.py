@@ -96,8 +96,8 @@ class Outside:
         """What has happened out here, "" when nothing has."""
         if self.secret.read_text() != "not for you" or sorted(os.listdir(self.folder)) != ["datagrams", "secret", "socket"]:
             return "a file outside has changed"
-        state = Path(f"/proc/{self.sleeper.pid}/stat").read_text().rpartition(")")[2].split()[0]
-        if self.sleeper.poll() is not None or state in "TtZX":
+        ended = self.sleeper.poll() is not None  # whose entry below is gone then
+        if ended or Path(f"/proc/{self.sleeper.pid}/stat").read_text().rpartition(")")[2].split()[0] in "TtZX":
             return "a process outside was signalled"
         if os.getpriority(os.PRIO_PROCESS, self.sleeper.pid) != os.getpriority(os.PRIO_PROCESS, 0):
             return "a process outside has another priority"
@@ -122,7 +122,7 @@ def processes_with(mark: str) -> int:
     return found
 
 
-def run_all(tier: Tier, route: Route | None, *, every: int = 1, num_workers: int = 2) -> list[Outcome]:
+def run_all(tier: Tier, route: Route | None, *, every: int = 1, num_workers: int = 3) -> list[Outcome]:
     """Run every row, of the programs one in ``every``; sandboxes run side by side, ``num_workers`` at a time."""
     with contextlib.ExitStack() as stack:
         outside = Outside(stack)

@@ -168,6 +168,28 @@ def check(candidate):
     "entry_point": "add",
 }
 ZIPPED = {"tests": "for got, want in zip(map(lambda p: add(*p), [(2, 3), (3, 4)]), [5, 7]):\n    assert got == want"}
+STOPS = {
+    "tests": ZIPPED["tests"]
+    + """
+import pytest
+with pytest.raises(StopIteration):
+    add(1, None)
+try:
+    add(None, 1)
+except Exception as error:
+    assert isinstance(error, StopIteration)
+"""
+}
+SKIPS = {
+    "tests": TEST_CASE["tests"]
+    + """
+    def test_on_another_machine(self):
+        self.skipTest('not here')
+    @unittest.skip('never')
+    def test_never(self):
+        self.fail()
+"""
+}
 UNTIL = {"tests": "for got in iter(lambda: add(2, 3), 5):\n    raise AssertionError(got)"}
 ROWS = {
     "tests": [
@@ -238,6 +260,8 @@ ENTRIES = {
     "CHANGED": CHANGED,
     "MAPPED": MAPPED,
     "ZIPPED": ZIPPED,
+    "STOPS": STOPS,
+    "SKIPS": SKIPS,
     "UNTIL": UNTIL,
     "ROWS": ROWS,
     "TOLERANT": TOLERANT,
@@ -278,6 +302,6 @@ def judge(cheat: Cheat, tier: Tier = "strict", *, timeout_s: float = 3.0) -> Jud
 
 def run_cheats(tier: Tier = "strict") -> list[CheatOutcome]:
     """Judge every cheat; ``leaked`` where one was called correct."""
-    with ThreadPoolExecutor(2) as threads:
+    with ThreadPoolExecutor(4) as threads:  # many only wait for their deadline
         judged = zip(cheats(), threads.map(lambda cheat: judge(cheat, tier), cheats()))
         return [CheatOutcome(cheat.name, said.outcome == "correct", f"{said.outcome}: {said.reason}") for cheat, said in judged]

@@ -20,9 +20,10 @@ from pathlib import Path
 import pytest
 
 from stillhouse.pipeline.sandbox import seccomp
-from stillhouse.pipeline.sandbox.packages import shown_packages
+from stillhouse.pipeline.sandbox.packages import ShownPackages, shown_packages
 from stillhouse.pipeline.sandbox.probe import probed
 from stillhouse.pipeline.sandbox.process import SandboxProcess
+from stillhouse.pipeline.sandbox.python_view import _view
 from stillhouse.pipeline.sandbox.records import Limits, SandboxUnavailable
 from stillhouse.pipeline.sandbox.run import run_by_route, run_sandboxed
 from stillhouse.pipeline.sandbox.service import SandboxService
@@ -282,9 +283,10 @@ def test_what_a_package_requires_is_shown_too_and_its_version_is_known(report, f
     fake_package(
         "stillhouse_fake_top", "from stillhouse_fake_base import five", "stillhouse-fake_base>=1", "not-there; extra == 'x'"
     )
-    monkeypatch.setenv("STILLHOUSE_SANDBOX_PACKAGES", "stillhouse_fake_top")
+    monkeypatch.setenv("STILLHOUSE_SANDBOX_PACKAGES", "stillhouse-fake.top")
     result = run_sandboxed({}, ("-c", "import stillhouse_fake_top; print(stillhouse_fake_top.five)"))
     assert result.stdout == b"5\n", result.stderr
+    assert shown_packages().imports == ("stillhouse_fake_top",)
     assert shown_packages().versions == (("stillhouse_fake_base", "1.5"), ("stillhouse_fake_top", "1.5"))
     assert "packages shown: stillhouse_fake_base 1.5, stillhouse_fake_top 1.5" in probed().layers
 
@@ -297,6 +299,22 @@ def test_a_package_that_does_not_import_inside_is_heard_of_before_any_program(re
         run_sandboxed({}, ("-c", "print(1)"))
 
 
+def test_a_package_of_one_file_gets_its_libraries(tmp_path):
+    """cffi, a single extension module beside its folder, would not import inside where its library is the machine's."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+    (tmp_path / "base.c").write_text("int five(void) { return 5; }")
+    (tmp_path / "top.c").write_text("int five(void); int ten(void) { return 2 * five(); }")
+    library, package = tmp_path / "libstillhouse_fake.so", tmp_path / "shown" / "stillhouse_fake_top.so"
+    package.parent.mkdir()
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "base.c"], check=True)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", package, tmp_path / "top.c", library], check=True)
+    inside = (str(package), "/packages/stillhouse_fake_top.so")
+    shown = _view(ShownPackages(read_only=(inside,))).read_only
+    assert (str(library), str(library)) in shown
+    assert [pair for pair in shown if pair[0] == str(package)] == [inside]
+
+
 def test_packages_that_cannot_be_shown_are_refused_by_name(report, fake_package, monkeypatch):
     """A typing error would leave programs undecided; an editable install or a shared folder would show more than was named."""
     monkeypatch.setenv("STILLHOUSE_SANDBOX_PACKAGES", "nunpy")
@@ -306,7 +324,11 @@ def test_packages_that_cannot_be_shown_are_refused_by_name(report, fake_package,
     for file in Path(sys.path[0]).glob("stillhouse_fake_editable*/RECORD"):
         file.write_text("__editable__.stillhouse_fake_editable.pth,,\nstillhouse_fake_editable-1.5.dist-info/RECORD,,\n")
     monkeypatch.setenv("STILLHOUSE_SANDBOX_PACKAGES", "stillhouse_fake_editable")
-    with pytest.raises(SandboxUnavailable, match="editable"):
+    with pytest.raises(SandboxUnavailable, match=r"stillhouse_fake_editable is installed .*editable"):
+        run_sandboxed({}, ("-c", "print(1)"))
+    fake_package("stillhouse_fake_above", "", "stillhouse_fake_editable")
+    monkeypatch.setenv("STILLHOUSE_SANDBOX_PACKAGES", "stillhouse_fake_above")
+    with pytest.raises(SandboxUnavailable, match="stillhouse_fake_editable, which stillhouse_fake_above needs, is"):
         run_sandboxed({}, ("-c", "print(1)"))
     monkeypatch.setenv("STILLHOUSE_SANDBOX_PACKAGES", "numpy")
     with (

@@ -160,6 +160,9 @@ def test_a_time_out_is_undecided_and_costs_its_deadline(sandbox):
     assert (judgement.outcome, judgement.reason) == ("undecided", "test 1 of 2: not ready after 0.5 s; killed")
 
 
+UNITTEST = "import unittest\nclass Tests(unittest.TestCase):\n"
+
+
 @pytest.mark.parametrize(
     ("tests", "reason"),
     [
@@ -174,6 +177,11 @@ def test_a_time_out_is_undecided_and_costs_its_deadline(sandbox):
         ("def check(candidate):\n    assert candidate(1) == 2\nassert g", "nothing defines g"),
         ("def test_it(fixture):\n    assert f(1) == 2", "only pytest could give"),
         ("import sys\nassert f(1) == 2 and sys.stdout.getvalue() == ''", "do not cross"),
+        ("from unittest import mock\nwith mock.patch('builtins.print') as p:\n    f(1)\n    p.assert_called()", "do not cross"),
+        ("from pathlib import Path as P\nassert f(1) == 2 and P('made').exists()", "do not cross"),
+        ("import pytest\nassert f(1) == 2\ndef test_it():\n    pytest.skip('not here')", "SkipTest: not here"),
+        (UNITTEST + "    def test_a(self):\n        if f(1) == 2: self.skipTest('asked')", "SkipTest: asked"),
+        (UNITTEST + "    @unittest.expectedFailure\n    def test_a(self): self.assertEqual(f(1), 3)", "expect test_a to fail"),
     ],
 )
 def test_tests_that_do_not_run_decide_nothing(sandbox, tests, reason):
@@ -181,6 +189,38 @@ def test_tests_that_do_not_run_decide_nothing(sandbox, tests, reason):
     judgement = verify_program({"tests": tests, "entry_point": "f"}, "def f(n): return n * 2", timeout_s=30)
     assert judgement.outcome == "undecided"
     assert reason in judgement.reason
+
+
+@pytest.mark.parametrize(
+    ("tests", "program"),
+    [
+        ("patch, open, Path, stdout = 1, 2, 3, 4\nassert f(patch) == open", "def f(n): return 3 * n"),
+        ("a = f()\na.open()\nassert a.number == 2", "class f:\n    number = 3\n    def open(self): pass"),
+        ("import random\nrandom.seed(0)\nassert f(1) == 2", "def f(n): return 3 * n  # not random"),
+        (
+            "from unittest import SkipTest\n" + UNITTEST + "    def test_a(self): f(1)",
+            "import unittest\ndef f(n): raise unittest.SkipTest",
+        ),
+        ("assert f(1) == 2", "def f(n): raise PermissionError(1, 'Operation not permitted')"),
+        ([{"stdin": "", "stdout": "1"}], "import sys\nsys.exit('File \"setup.py\"')"),
+        ([{"args": [1], "returns": 9007199254740993, "abs_tol": 1e-9}], "def f(n): return 9007199254740992"),
+        ([{"args": [1], "returns": 5.0, "abs_tol": 0.2}], "import decimal\ndef f(n): return decimal.Decimal('1e99999999')"),
+    ],
+)
+def test_a_word_is_no_way_out_for_a_wrong_program(sandbox, tests, program):
+    """Wrong programs would be called undecided, or correct, by a name, a comment or a tolerance."""
+    judgement = verify_program({"tests": tests, "entry_point": "f"}, program, timeout_s=30)
+    assert judgement.outcome == "wrong", judgement
+
+
+def test_shared_memory_that_the_sandbox_refuses_is_not_held_against_a_program(sandbox):
+    """Right programs that use mmap with its own defaults would be learnt to be wrong."""
+    program = "import mmap\ndef f(n):\n    mmap.mmap(-1, 64)\n    return 2 * n\nif __name__ == '__main__': print(f(1))"
+    for entry in ({"tests": "assert f(1) == 2"}, {"tests": [{"stdin": "", "stdout": "2"}]}):
+        judgement = verify_program(entry, program, timeout_s=30)
+        assert judgement.outcome == "undecided"
+        assert "no shared anonymous memory" in judgement.reason
+        assert verify_program(entry, program.replace("64", "64, 2"), timeout_s=30).outcome == "correct"  # MAP_PRIVATE
 
 
 def data_set_forms() -> dict[str, dict[str, str]]:
@@ -289,6 +329,10 @@ ACROSS = [
         "undecided",
     ),
     ("assert f(1) == 2", "import pandas\ndef f(n): return 2", "undecided"),
+    ([{"args": [2], "returns": 5.0, "abs_tol": 0.2}], "import numpy as np\ndef f(n): return np.float32(5.1)", "correct"),
+    ([{"args": [2], "returns": [[0, 1]]}], "import numpy as np\ndef f(n): return [np.arange(n)]", "correct"),
+    ([{"args": [2], "returns": 5}], "import numpy as np\ndef f(n): return np.array([5])", "wrong"),
+    ([{"args": [2], "returns": "a"}], "import numpy as np\ndef f(n): return np.array(['a'])", "wrong"),
 ]
 
 
@@ -334,6 +378,14 @@ def test_a_package_that_is_not_shown_is_named_beside_those_that_are(numpy_shown)
         ),
         ({"setup": "import (", "tests": "assert f(1) == 2"}, "SyntaxError"),
         ({"setup": "x = 1 / 0", "tests": [{"stdin": "", "stdout": ""}]}, "the setup stops with ZeroDivisionError"),
+        ({"setup": "import json\njson.loads('')", "tests": [{"stdin": "", "stdout": ""}]}, "the setup stops with json"),
+        (
+            {
+                "setup": "from unittest.mock import patch",
+                "tests": "with patch('builtins.print') as p:\n    f(1)\n    assert p.called",
+            },
+            "do not cross",
+        ),
     ],
 )
 def test_a_setup_that_fails_decides_nothing(sandbox, entry, reason):
@@ -368,6 +420,10 @@ def test_a_reason_cannot_steer_a_terminal_and_is_short(sandbox):
         (b"1e999", b"1e998", 1, 9, 0),
         (b"1 000", b"1000", 1, 9999, 0),
         (b"yes", b"no", 1, 9, 0),
+        (b"9007199254740992", b"9007199254740993", 0, 1e-9, 0),
+        (b"9007199254740992", b"9007199254740993", 0, 1, None),
+        (b"17", b"10", 0.7, 0, None),
+        (b"9" * 5000, b"1", 1, 9, 0),
     ],
 )
 def test_a_tolerance_is_for_numbers_and_for_nothing_else(got, wanted, rel_tol, abs_tol, line):
@@ -378,10 +434,13 @@ def test_a_tolerance_is_for_numbers_and_for_nothing_else(got, wanted, rel_tol, a
 @pytest.mark.parametrize(
     ("tests", "said"),
     [
+        ([{"args": [1], "expected": 2}], r"need \"returns\".* only \['args', 'expected'\]"),
         ([{"args": "ab", "returns": 2}], '"args" is the list'),
         ([{"args": {"n": 1}, "returns": 2}], '"args" is the list'),
         ([{"args": [1], "returns": 2, "rel_tol": "1e-6"}], "are numbers from 0"),
         ([{"stdin": "", "stdout": "1", "abs_tol": -1}], "are numbers from 0"),
+        ([{"stdin": "", "stdout": "1", "abs_tol": True}], "are numbers from 0"),
+        ([{"args": [1], "returns": 2, "rel_tol": 10**400}], "are numbers from 0"),
         ([{"stdin": "", "stdout_any": "1"}], '"stdout_any" is a list'),
         ([{"stdin": "", "stdout_any": []}], '"stdout_any" is a list'),
     ],

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from stillhouse.pipeline.records import Problem
+from stillhouse.pipeline.verification import self_check
 from stillhouse.pipeline.verifiers.rows import judge_row, judge_rows
 
 FOLDER = Path(__file__).parents[1] / "conformance"
@@ -101,6 +103,14 @@ def test_the_answer_is_found_in_whole_completions(extract):
     assert wrong == []
 
 
+def test_letter_golds_are_proved_sound():
+    """A multiple-choice file under kind math could not run: letters would fail the check before the first token is spent."""
+    golds = ["A", "C", "J", "(B)", "(C) Paris", "\\text{D}"]
+    found = self_check([Problem("Which?", gold, "math", "test", "train") for gold in golds])
+    assert found.failures == []
+    assert (found.gold_accepted, found.mutated_rejected) == (len(golds), len(golds))
+
+
 WRAPPERS = ("${}$", "\\({}\\)", "\\[{}\\]", " {} ", "\\boxed{{{}}}", "\\displaystyle {}", "{}\\\\", "{}\\,")
 
 
@@ -113,75 +123,13 @@ def test_what_is_only_typography_does_not_change_the_verdict(wrapper):
     assert [case for case, said in zip(cases, judged) if (said["verdict"] == "correct") != bool(case[2])] == []
 
 
-PIECES = (
-    *(
-        "1",
-        "2",
-        "0.5",
-        "x",
-        "n",
-        "+",
-        "-",
-        "*",
-        "/",
-        "^",
-        "_",
-        "=",
-        "<",
-        "\\le",
-        "(",
-        ")",
-        "[",
-        "]",
-        "{",
-        "}",
-        "\\{",
-        "\\}",
-        ",",
-        ";",
-    ),
-    *(
-        "|",
-        "!",
-        "%",
-        "\\frac",
-        "\\frac{1}{2}",
-        "\\sqrt",
-        "\\pi",
-        "\\infty",
-        "\\ln",
-        "\\pm",
-        "\\cup",
-        "\\in",
-        "\\text{ cm}",
-        "\\text{or}",
-    ),
-    *(
-        "\\begin{pmatrix}",
-        "\\end{pmatrix}",
-        "\\begin{pmatrix}1\\\\2\\end{pmatrix}",
-        "\\begin{cases}",
-        "\\end{cases}",
-        "&",
-        "\\\\",
-    ),
-    *(
-        "^\\circ",
-        "\\binom",
-        "\\sum",
-        "\\to",
-        "\\pmod{3}",
-        "\\overline{3}",
-        "\\ldots",
-        "x=1",
-        "y=2",
-        "(1,2)",
-        "(x,y)",
-        "\\lfloor",
-        "\\max",
-    ),
-    *("C(5,2)", "_5C_2", "March", "3rd", "10:30", "pm", "km/h", "个", "和"),
-)
+OF_ANSWERS = r"""
+1 2 0.5 x n + - * / ^ _ = < \le ( ) [ ] { } \{ \} , ; | ! % \frac \frac{1}{2} \sqrt \pi \infty \ln \pm \cup \in \text{~cm}
+\text{or} \begin{pmatrix} \end{pmatrix} \begin{pmatrix}1\\2\end{pmatrix} \begin{cases} \end{cases} & \\ ^\circ \circ \binom
+\sum \to \pmod{3} \bmod \cap \overline{3} \ldots x=1 y=2 (1,2) (x,y) \lfloor \max C(5,2) _5C_2 March 3rd 10:30 pm km/h 个 和
+A. not minus
+"""
+PIECES = OF_ANSWERS.split()
 SOME_GOLDS = (
     "5",
     "(1,2)",
@@ -195,6 +143,10 @@ SOME_GOLDS = (
     "\\lfloor x\\rfloor",
     "2:3",
 )
+LONG = [
+    f"5{piece * (3_990 // len(piece))}"
+    for piece in (*PIECES, "\\bmod 7", "B\\(\\circ*", "/\\circsq", "^2", "/2", "A. ", "\\cap x")
+]
 
 
 def test_nothing_that_a_model_may_write_raises():
@@ -204,3 +156,11 @@ def test_nothing_that_a_model_may_write_raises():
         text = draw.choice(["", " "]).join(draw.choice(PIECES) for _ in range(draw.randint(1, 8)))
         gold, pred = draw.sample([draw.choice(SOME_GOLDS), text], 2)
         assert judge_row("math", {"gold": gold, "pred": pred}, timeout_s=1.0)["verdict"] in ("correct", "wrong", "undecided")
+
+
+@pytest.mark.parametrize("kind", ["math", "number"])
+def test_one_piece_a_thousand_times_over_raises_nothing(kind):
+    """A model that repeats itself would end the verification of the whole file: trees grow deep without brackets too."""
+    for text in LONG:
+        for gold, pred in (("5", text), ("A", text.replace("5", "A. ", 1)), (text, "5")):
+            assert judge_row(kind, {"gold": gold, "pred": pred}, timeout_s=1.0)["verdict"] in ("correct", "wrong", "undecided")

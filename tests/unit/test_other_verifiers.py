@@ -10,6 +10,7 @@ import pytest
 
 from stillhouse.pipeline import judge_process
 from stillhouse.pipeline.errors import RecipeError, StillhouseError
+from stillhouse.pipeline.exact_numbers import exact_number
 from stillhouse.pipeline.records import Problem
 from stillhouse.pipeline.verification import judge, require_known_kind, self_check, verify
 from stillhouse.pipeline.verifiers.rows import judge_row
@@ -119,6 +120,15 @@ def test_a_unit_without_end_is_read_in_time():
     """A field of a hostile row is matched in the process itself, where no deadline kills it."""
     for text in ("$" * 4000, "m/(" * 2000, "(" * 4000, " " * 4000 + "x"):
         assert not unit_of(text).known
+
+
+@pytest.mark.parametrize("filling", [" ", "\t", "~", "\\, ", " ^", r"\bmod 7", r"B\(\circ*", "\\\\ "])
+def test_a_number_without_end_is_read_in_time(filling):
+    """An answer is matched in the process itself too: one that takes for ever, or raises, ends the command."""
+    hostile = "5" + filling * (3_900 // len(filling)) + "5"
+    assert judge("number", "5", hostile, {}).outcome != "correct"
+    assert judge_row("number", {"gold": "7 km", "pred": hostile}, extract="lenient")["verdict"] != "correct"
+    assert exact_number("5" + filling * 100_000 + "x") is None  # boxes of any length come to the filters
 
 
 @pytest.mark.parametrize(
@@ -336,6 +346,7 @@ def test_sound_problems_are_not_refused_by_the_self_check():
 @pytest.mark.parametrize(
     ("kind", "entry", "why"),
     [("json", {"schema": {"type": "objct"}}, "no schema"), ("json", {"schema": {"$ref": "#/$defs/a"}}, "leads nowhere"),
+     ("json", {"schema": {"properties": {"a": {"$ref": "#/$defs/a"}}}}, "leads nowhere"),
      ("regex", {"pattern": "("}, "no regular expression")],
 )  # fmt: skip
 def test_what_can_judge_nothing_fails_the_self_check(kind, entry, why):
@@ -354,11 +365,46 @@ def test_a_schema_alone_judges_a_recipes_problem():
     assert verify(only_schema, "{}").outcome == "wrong"
 
 
-def test_json_numbers_without_bounds_are_undecided_at_worst():
+@pytest.mark.parametrize(
+    ("number", "by_schema", "by_value"),
+    [
+        ("1e999999999", "undecided", "wrong"),
+        ("1e-999999999", "wrong", "wrong"),
+        ("1e99999999999999999999", "undecided", "undecided"),
+        ("9" * 5000, "undecided", "wrong"),
+        ("1e5000", "undecided", "wrong"),
+        ("1e-400", "wrong", "wrong"),
+        ("1e400", "correct", "wrong"),
+    ],
+)
+def test_json_numbers_without_bounds_are_undecided_at_worst(number, by_schema, by_value):
     """One number would hold up the stage, or end it."""
-    for number in ("1e999999999", "1e-999999999", "1e99999999999999999999", "9" * 5000):
-        assert judge("json", "", number, {"schema": {"multipleOf": 0.5, "minimum": 0}}).outcome in ("undecided", "correct")
-        assert judge("json", "1", number, {}).outcome in ("undecided", "wrong")
+    said = judge("json", "", number, {"schema": {"multipleOf": 0.5, "minimum": 0}})
+    assert said.outcome == by_schema
+    assert "raised" not in said.reason
+    assert judge("json", "1", number, {}).outcome == by_value
+    assert "[<class" not in judge("json", number, "1", {}).reason
+
+
+@pytest.mark.parametrize(
+    ("schema", "answer", "outcome"),
+    [
+        ({"const": 1e23}, "1e23", "correct"),
+        ('{"const": 1e23}', "100000000000000000000000", "correct"),
+        ('{"const": 1e400}', "1e400", "correct"),
+        ('{"const": 1e400}', "1e401", "wrong"),
+        ('{"maximum": 9007199254740992.0}', "9007199254740993", "wrong"),
+        ('{"multipleOf": 0.1}', "0.3", "correct"),
+        ('{"maxLength": 3.0}', '"abc"', "correct"),
+        ({"const": float("inf")}, "1e400", "undecided"),
+        ({"format": "regex"}, '"a{99999999999999999999}"', "undecided"),
+    ],
+)
+def test_numbers_of_a_schema_are_exact_too(schema, answer, outcome):
+    """A schema whose number is rounded refuses the very number that it names."""
+    said = judge("json", "", answer, {"schema": schema})
+    assert said.outcome == outcome
+    assert "raised" not in said.reason
 
 
 def test_an_entry_that_is_no_object_is_named():
