@@ -94,7 +94,13 @@ def submit(recipe: Recipe, *, address: str, out: str, follow: bool, show: Callab
         try:
             _hand_over(client, job, show)
         except (ConnectionError, RuntimeError) as error:
-            raise ClusterError(f"the cluster at {address!r} refused the job ({first_line(error)})") from error
+            hint = ""
+            if NO_AGENT in str(error):
+                hint = (
+                    ". The agent of the head node does not answer: where another Ray runs on that machine, start this one with "
+                    "`ray start --head --dashboard-agent-listen-port=PORT` and a port that is free"
+                )
+            raise ClusterError(f"the cluster at {address!r} refused the job ({first_line(error)}){hint}") from error
     if not follow:
         return job_id, int(ExitCode.PASS)
     try:

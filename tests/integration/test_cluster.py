@@ -47,13 +47,16 @@ def cluster(tmp_path_factory, cluster_environment):
     folder = tmp_path_factory.mktemp("c")
     port, dashboard = free_port("127.0.0.1"), free_port("127.0.0.1")
     ray = str(Path(sys.executable).with_name("ray"))
+    # A node's agent takes jobs, at one fixed port unless told otherwise; another Ray of this machine may have that.
+    agents = [f"--dashboard-agent-listen-port={free_port('127.0.0.1')}" for _ in range(2)]
     head = [
         *(ray, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=1"),
         *("--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1", "--object-store-memory=100000000"),
+        agents[0],
     ]
     second = [
         *(ray, "start", "--block", f"--address=127.0.0.1:{port}", "--num-cpus=1", "--node-ip-address=127.0.0.1"),
-        "--object-store-memory=100000000",
+        *("--object-store-memory=100000000", agents[1]),
     ]
     log = (folder / "ray.log").open("w")
     processes = [subprocess.Popen(head, env=environment, stdout=log, stderr=log, cwd=folder)]
