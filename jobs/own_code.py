@@ -45,6 +45,11 @@ def filter_names(recipe: Recipe) -> list[str]:
     return [step.name for step in recipe.filters.list]
 
 
+def judging_names(recipe: Recipe) -> list[str]:
+    """All verifiers and filters of a recipe, by name."""
+    return [*verifier_kinds(recipe), *filter_names(recipe)]
+
+
 def _modules(names: Iterable[str]) -> list[str]:
     """The top modules of those names that are functions of a user's own."""
     return list(dict.fromkeys(top_module(name) for name in names if ":" in name))
@@ -66,7 +71,7 @@ def refuse_shadowed(recipe: Recipe, folders: Iterable[Path]) -> None:
         RecipeError: another one would be: an installed one, or one that this process imported for another recipe.
     """
     folders = list(folders)
-    for module in _modules([*verifier_kinds(recipe), *filter_names(recipe)]):
+    for module in _modules(judging_names(recipe)):
         beside = [
             path.resolve() for folder in folders for path in (folder / f"{module}.py", folder / module) if _is_module(path)
         ]
@@ -100,7 +105,7 @@ def own_code(names: Iterable[str]) -> dict[str, str]:
 
 def modules_of(recipe: Recipe) -> list[Path]:
     """All own modules of a recipe that are not installed: what has to travel with it."""
-    return own_modules([*verifier_kinds(recipe), *filter_names(recipe)])
+    return own_modules(judging_names(recipe))
 
 
 def own_folders(recipe: Recipe) -> list[str]:

@@ -47,9 +47,7 @@ def verifier_lines(recipe: Recipe) -> tuple[list[str], list[str]]:
     return lines, refused
 
 
-def _first_of(
-    source: AnySource,
-) -> AnySource | None:
+def _first_of(source: AnySource) -> AnySource | None:
     """The source cut to its first problems; None where it is not on this machine."""
     if isinstance(source, ReasoningGymSource):
         return source.model_copy(update={"size": min(source.size, FIRST_PROBLEMS)})

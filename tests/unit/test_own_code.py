@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from stillhouse.jobs.own_code import filter_names, modules_of, own_code, verifier_kinds
+from stillhouse.jobs.own_code import judging_names, modules_of, own_code
 from stillhouse.jobs.plan import plan
 from stillhouse.jobs.recipe import load_recipe
 from stillhouse.jobs.sources import evaluation_set_identities, file_hashes, filter_settings
@@ -26,10 +26,6 @@ filters:
 student: {base_model: tiny}
 train: {learning_rate: 4e-3, num_steps: 4, tokens_per_step: 1024, max_length: 512}
 """
-
-
-def names(recipe):
-    return [*verifier_kinds(recipe), *filter_names(recipe)]
 
 
 @pytest.fixture
@@ -133,14 +129,14 @@ def test_a_module_is_found_that_came_to_the_path_after_the_workers_started(tmp_p
 
 def test_a_folder_without_init_travels_too_and_an_edited_module_is_another_one(recipe):
     """The job would miss it; a corrected verifier's verdicts would be those of the one before."""
-    before = own_code(names(load_recipe(recipe)))
+    before = own_code(judging_names(load_recipe(recipe)))
     assert before.keys() == {
         "own_side_checks/__init__.py",
         "own_side_checks/words.py",
         "team/own_side_filters.py",
     }
     (recipe.parent / "own_side_filters.py").write_text("def no_shouting(trace):\n    return ('loud', '!')\n")
-    after = own_code(names(load_recipe(recipe)))
+    after = own_code(judging_names(load_recipe(recipe)))
     assert {name for name in after if after[name] != before[name]} == {"team/own_side_filters.py"}
     (recipe.parent / "own_bare").mkdir()
     (recipe.parent / "own_bare" / "words.py").write_text("def f(answer, gold, entry):\n    return True\n")
